@@ -1,0 +1,63 @@
+"""nnsight: read and change anything inside a running PyTorch model, in plain Python.
+
+from nnsight import LanguageModel
+
+model = LanguageModel("openai-community/gpt2")
+with model.trace("The Eiffel Tower is in the city of"):
+    hidden = model.transformer.h[-1].output.save()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nnsight.capture.errors import WithBlockNotFoundError
+from nnsight.capture.saving import save
+from nnsight.config import CONFIG
+from nnsight.envoy.envoy import Envoy
+from nnsight.interleave.errors import (
+    BatchError,
+    MissedProviderError,
+    NeverCalledError,
+    OutOfOrderError,
+    OutsideTraceError,
+)
+from nnsight.modeling.base import NNsight
+from nnsight.mount import mount_save_on_tensors, watch_switches
+from nnsight.traces.trace import Trace
+from nnsight.version import __version__
+
+if TYPE_CHECKING:
+    from nnsight.modeling.language import LanguageModel
+
+_LAZY = {"LanguageModel": "nnsight.modeling.language"}  # imported when first asked for
+
+mount_save_on_tensors()
+watch_switches()
+
+__all__ = [
+    "CONFIG",
+    "BatchError",
+    "Envoy",
+    "LanguageModel",
+    "MissedProviderError",
+    "NNsight",
+    "NeverCalledError",
+    "OutOfOrderError",
+    "OutsideTraceError",
+    "Trace",
+    "WithBlockNotFoundError",
+    "__version__",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'nnsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

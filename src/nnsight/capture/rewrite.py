@@ -1,0 +1,139 @@
+"""How the statements of a block are changed before they are compiled.
+
+`x.save()` becomes `save(x)` (nothing is mounted on `object`), an argument-less `super()` gets its
+arguments, and where a sibling block binds a name too, reads of that name go through `await_name`.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from nnsight.capture.names import Comprehension, leftmost, names_of, updates
+
+HELPER = "__nnsight_"  # names of ours in a compiled body: never the user's, never handed back
+SAVE, AWAIT, TRACER = f"{HELPER}save__", f"{HELPER}await__", f"{HELPER}tracer__"
+
+
+def load(name: str, at: ast.AST) -> ast.expr:
+    return ast.copy_location(ast.Name(name, ast.Load()), at)
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == "super"
+
+
+class Rewrite(ast.NodeTransformer):
+    """`x.save()` → `save(x)`, `super()` → `super(__class__, self)`, and no declarations.
+
+    Declarations move to the top of the function, and an annotated name is a plain one: Python
+    forbids `x: int = 1` for a name of an outer scope, which is what the block's names become.
+    """
+
+    def __init__(self, first_argument: str | None) -> None:
+        self.first_argument = first_argument
+        self.depth = 0  # how many functions and classes deep
+
+    def _nested(self, node: ast.AST) -> ast.AST:
+        self.depth += 1
+        self.generic_visit(node)
+        self.depth -= 1
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = _nested
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        bare = not node.args and not node.keywords
+        if bare and isinstance(node.func, ast.Attribute) and node.func.attr == "save":
+            if _is_super(node.func.value):
+                return node
+            node.args, node.func = [node.func.value], load(SAVE, node.func)
+        elif bare and isinstance(node.func, ast.Name) and node.func.id == "super":
+            if self.depth == 0 and self.first_argument is not None:
+                node.args = [load("__class__", node), load(self.first_argument, node)]
+        return node
+
+    def _declaration(self, node: ast.stmt) -> ast.AST:
+        return node if self.depth else ast.copy_location(ast.Pass(), node)
+
+    visit_Global = visit_Nonlocal = _declaration
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        self.generic_visit(node)
+        if self.depth or not isinstance(node.target, ast.Name):
+            return node
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+
+class Sharing(ast.NodeTransformer):
+    """Reads of shared names become `await_name("x")`, and updates read their name last.
+
+    `total += model.layer.output.sum()` reads `total`, waits for the model, and adds. With two
+    blocks doing so, both would read before either writes. Evaluating the other operands first
+    makes each update one step that no other block can come between.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if not isinstance(node.ctx, ast.Load) or node.id not in self.names:
+            return node
+        call = ast.Call(load(AWAIT, node), [ast.copy_location(ast.Constant(node.id), node)], [])
+        return ast.copy_location(call, node)
+
+    def _scope(self, node: ast.AST) -> ast.AST:
+        own = {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            inner = names_of(node.body)
+            own |= inner.bound - inner.declared_nonlocal
+        elif isinstance(node, Comprehension):
+            targets = [t for g in node.generators for t in ast.walk(g.target)]
+            own |= {t.id for t in targets if isinstance(t, ast.Name)}
+        return Sharing(self.names - own).generic_visit(node)
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = _scope
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _scope
+
+    def _hoist(self, values: list[ast.expr], at: ast.stmt) -> tuple[list[ast.stmt], list[ast.expr]]:
+        """Statements that evaluate `values` in order, and what stands for each afterwards."""
+        kept = [f"{HELPER}operand_{index}__" for index in range(len(values))]
+        before: list[ast.stmt] = [
+            ast.Assign([ast.Name(name, ast.Store())], self.visit(value))
+            for name, value in zip(kept, values, strict=True)
+        ]
+        return before, [load(name, at) for name in kept]
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
+        name = updates(node)
+        if name is None or name not in self.names:
+            return self.generic_visit(node)
+        before, [node.value] = self._hoist([node.value], node)
+        refresh = ast.Assign([ast.Name(name, ast.Store())], self.visit(load(name, node)))
+        return _at([*before, refresh, node], node)
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        name, first = updates(node), leftmost(node.value)
+        chained = isinstance(first, ast.Name) and first.id == name
+        if name not in self.names or not chained:
+            return self.generic_visit(node)
+        operations: list[ast.BinOp] = []
+        value = node.value
+        while isinstance(value, ast.BinOp):
+            operations.insert(0, value)
+            value = value.left
+        before, after = self._hoist([o.right for o in operations], node)
+        for operation, operand in zip(operations, after, strict=True):
+            operation.right = operand
+        if operations:
+            operations[0].left = self.visit(first)
+        else:
+            node.value = self.visit(first)
+        return _at([*before, node], node)
+
+
+def _at(statements: list[ast.stmt], node: ast.stmt) -> list[ast.stmt]:
+    return [ast.fix_missing_locations(ast.copy_location(s, node)) for s in statements]

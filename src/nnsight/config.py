@@ -1,0 +1,65 @@
+"""CONFIG: how the library behaves here. Shipped defaults < the environment < your own code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def _switch(name: str, default: bool) -> bool:
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    return value.strip().lower() not in ("", "0", "false", "no", "off")
+
+
+class AppConfig:
+    """Switches, each True or False. They can be set at any time.
+
+    - `DEBUG` (`NNSIGHT_DEBUG`): show every frame of a traceback, those of this library and of torch
+      too.
+    - `TENSOR_SAVE` (`NNSIGHT_TENSOR_SAVE`, on by default): tensors have `save()`, for helper
+      functions that a block calls. Read at import.
+    - `PYMOUNT` (`NNSIGHT_PYMOUNT`): every object has `save()`, as in older releases. It makes
+      `hasattr(x, "save")` true in the whole process.
+    - `LEGACY` (`NNSIGHT_LEGACY`): the oldest spellings work; includes `PYMOUNT`.
+    """
+
+    DEBUG: bool
+    TENSOR_SAVE: bool
+    PYMOUNT: bool
+    LEGACY: bool
+
+    def __init__(self) -> None:
+        self.__dict__["_watchers"] = {}
+        self.DEBUG = _switch("NNSIGHT_DEBUG", False)
+        self.TENSOR_SAVE = _switch("NNSIGHT_TENSOR_SAVE", True)
+        self.PYMOUNT = _switch("NNSIGHT_PYMOUNT", False)
+        self.LEGACY = _switch("NNSIGHT_LEGACY", False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).__annotations__:
+            known = ", ".join(type(self).__annotations__)
+            raise AttributeError(f"CONFIG.APP has no switch {name!r}; it has {known}")
+        if not isinstance(value, bool):
+            raise TypeError(f"CONFIG.APP.{name} is True or False, not {value!r}")
+        self.__dict__[name] = value
+        for act in self.__dict__["_watchers"].get(name, ()):
+            act()
+
+    def watch(self, names: tuple[str, ...], act: Callable[[], None]) -> None:
+        """Call `act` now, and whenever one of the switches `names` is set."""
+        for name in names:
+            self.__dict__["_watchers"].setdefault(name, []).append(act)
+        act()
+
+
+class Config:
+    """Settings of this process."""
+
+    def __init__(self) -> None:
+        self.APP = AppConfig()
+
+
+CONFIG = Config()

@@ -1,0 +1,191 @@
+"""Which values of a model have one row per input, where their length alone cannot tell.
+
+A tensor with as many rows as the batch is almost always batched. It may also be a sequence, the
+heads, a table of positions that is as long by chance. Where the batch size is close to a size of
+the model or of an input, a twin of the model, which shares its weights, is run once with another
+number of rows: what keeps its length is not batched. The answer is kept with the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from nnsight import nested
+from nnsight.capture.traceback import warn
+from nnsight.interleave.location import INPUT, OUTPUT, Location
+
+Lengths = dict[tuple[str, str], list[int]]  # of every leaf at (module path, kind): its first length
+
+
+def sizes_of(module: Module) -> frozenset[int]:
+    """Every size there is in a model: of its weights, and the plain numbers its modules keep."""
+    tensors = [*module.parameters(), *module.buffers()]
+    found = {size for tensor in tensors for size in tensor.shape}
+    for inner in module.modules():
+        found |= {value for value in vars(inner).values() if type(value) is int}
+    return frozenset(found)
+
+
+def _input_sizes(values: Any) -> set[int]:
+    """The sizes of inputs besides their rows, and what models commonly make of them."""
+    sizes = {size for leaf in nested.leaves(values) for size in leaf.shape[1:]}
+    return {near for size in sizes for near in (size - 1, size, size + 1, 2 * size, size // 2)}
+
+
+def _signature(value: Any) -> Any:
+    """What decides how a model treats an input: shapes and plain values, in their containers."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    members = nested.parts(value)
+    if members is not None:
+        return type(value), tuple((key, _signature(member)) for key, member in members.items())
+    plain = (bool, int, float, str, type(None))
+    return value if isinstance(value, plain) else type(value)
+
+
+def _with_rows(values: Any, total: int, rows: int) -> Any:
+    """`values` with `rows` rows instead of `total`."""
+
+    def grow(leaf: torch.Tensor) -> torch.Tensor:
+        batched = leaf.ndim > 0 and leaf.shape[0] == total
+        return leaf.repeat_interleave(rows, 0)[:rows] if batched else leaf
+
+    return nested.map_leaves(grow, values)
+
+
+def _twin(module: Module) -> Module:
+    """A copy of `module` that shares its weights and has no hooks; its buffers are its own."""
+    twin = copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
+    for inner in twin.modules():
+        inner._forward_hooks.clear()
+        inner._forward_pre_hooks.clear()
+        if hasattr(inner.__dict__.get("forward"), "__wrapped__"):
+            del inner.__dict__["forward"]  # a gate of the run that is going on
+    return twin
+
+
+@contextmanager
+def _same_randomness(module: Module) -> Generator[None]:
+    """Put back every random generator that the model may draw from."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    devices = {p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy is not None:
+            numpy.random.set_state(states[1])
+
+
+def _record(twin: Module, lengths: Lengths) -> None:
+    def keep(path: str, kind: str, value: Any) -> None:
+        first = [leaf.shape[0] if leaf.ndim else 0 for leaf in nested.leaves(value)]
+        lengths.setdefault((path, kind), first)
+
+    for path, inner in twin.named_modules(remove_duplicate=False):
+        inner.register_forward_pre_hook(
+            lambda m, args, kwargs, path=path: keep(path, INPUT, (args, kwargs)), with_kwargs=True
+        )
+        inner.register_forward_hook(lambda m, args, out, path=path: keep(path, OUTPUT, out))
+
+
+def measure(module: Module, args: Any, kwargs: Any, total: int, rows: int) -> Lengths:
+    """The first length of every value of `module`, were the batch `rows` and not `total` long."""
+    lengths: Lengths = {}
+    with _same_randomness(module), torch.no_grad():
+        twin = _twin(module)
+        _record(twin, lengths)
+        args, kwargs = _with_rows((args, kwargs), total, rows)
+        twin(*args, **kwargs)
+    return lengths
+
+
+class BatchAxis:
+    """Answers, for one run, whether the first dimension of a leaf follows the batch size.
+
+    Args:
+        module: the module that is traced.
+        path: where it is in its tree.
+        memory: what earlier runs of it found out, kept with the tree.
+        total: the rows of the batch.
+        call: the call of the run, with its arguments.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        path: str,
+        memory: dict[Any, Any],
+        total: int,
+        call: functools.partial[Any],
+    ) -> None:
+        self._module, self._path, self._memory = module, path, memory
+        self._total, self._call = total, call
+
+    def __call__(self, location: Location, leaf: int) -> bool | None:
+        if not self._doubtful:
+            return True
+        lengths = self._lengths.get(self._key(location))
+        if lengths is None or leaf >= len(lengths):
+            return None
+        return lengths[leaf] == self._rows
+
+    def _key(self, location: Location) -> tuple[str, str]:
+        path = location.owner.path
+        if not path:  # the result of the run: what the module returns
+            return "", OUTPUT
+        return path[len(self._path) + 1 :], location.kind
+
+    @functools.cached_property
+    def _sizes(self) -> frozenset[int]:
+        if "sizes" not in self._memory:
+            self._memory["sizes"] = sizes_of(self._module)
+        return self._memory["sizes"] | _input_sizes((self._call.args, self._call.keywords))
+
+    @functools.cached_property
+    def _doubtful(self) -> bool:
+        return self._total in self._sizes
+
+    @functools.cached_property
+    def _rows(self) -> int:
+        """A number of rows that is no size of the model: it means the batch wherever it shows."""
+        return next(n for n in _from(self._total + 1) if n not in self._sizes)
+
+    @functools.cached_property
+    def _lengths(self) -> Lengths:
+        args, kwargs = self._call.args, self._call.keywords
+        key = (self._total, self._module.training, _signature((args, kwargs)))
+        if key not in self._memory:
+            self._memory[key] = self._rows, self._measure(args, kwargs)
+        self.__dict__["_rows"], lengths = self._memory[key]
+        return lengths
+
+    def _measure(self, args: Any, kwargs: Any) -> Lengths:
+        try:
+            if self._call.func is not self._module:
+                raise TypeError("a method or a function cannot be run on a twin")
+            return measure(self._module, args, kwargs, self._total, self._rows)
+        except Exception as error:
+            warn(
+                f"this batch has {self._total} rows, which is also a size of the model or of an "
+                f"input, and the model cannot be run again to tell them apart ({error}). Values of "
+                "that length are taken for batched; use another number of rows if that is wrong."
+            )
+            return {}
+
+
+def _from(start: int) -> Iterable[int]:
+    while True:
+        yield start
+        start += 1

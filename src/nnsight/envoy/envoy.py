@@ -1,0 +1,370 @@
+"""`Envoy`: stands for one module of a model, and gives access to its values while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from nnsight import nested
+from nnsight.capture.tracer import Backend
+from nnsight.envoy import aliases, handoff, show
+from nnsight.envoy.batch_axis import BatchAxis
+from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
+from nnsight.envoy.passage import Passage, Survey
+from nnsight.envoy.tree import Node, Tree, first_parameter
+from nnsight.interleave import errors, request
+from nnsight.interleave.batching import Batch, combine, count_rows
+from nnsight.interleave.interleaver import Interleaver
+from nnsight.interleave.location import INPUT, OUTPUT, Location
+from nnsight.interleave.request import here
+from nnsight.interleave.value import Value
+from nnsight.traces.model import Inputs
+from nnsight.traces.trace import Trace, run_function
+
+Rename = Mapping["str | type", "str | Sequence[str]"]
+
+
+def _not_a_module(given: object) -> str:
+    if isinstance(given, type):
+        return f"NNsight wraps a module, not a class: make one first, `{given.__name__}(...)`."
+    if isinstance(given, Envoy):
+        return f"`{given.path}` is wrapped already: use it as it is, or wrap its `._module`."
+    return (
+        f"NNsight wraps a torch.nn.Module, not {nested.describe(given)}. To load a language model "
+        "by its name, use `LanguageModel(...)`."
+    )
+
+
+def _first_input(location: Location, inputs: Any) -> Any:
+    """The first positional argument, or the first keyword where there is none."""
+    args, kwargs = inputs
+    if args:
+        return args[0]
+    if kwargs:
+        return next(iter(kwargs.values()))
+    raise ValueError(
+        f"`{location.owner.path}` was called without arguments, so it has no `.input`; `.inputs` "
+        "is `((), {})` there."
+    )
+
+
+def _with_first_input(location: Location, inputs: Any, value: Any) -> Any:
+    _first_input(location, inputs)
+    args, kwargs = inputs
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
+
+
+def _checked_inputs(location: Location, inputs: Any, value: Any) -> Any:
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    if not pair or not isinstance(value[0], (tuple, list)) or not isinstance(value[1], Mapping):
+        raise TypeError(
+            f"`{location.owner.path}.inputs` is `(args, kwargs)`, a tuple and a dict, so it cannot "
+            f"be set to {nested.describe(value)}. To replace the first argument, assign `.input`."
+        )
+    return tuple(value[0]), dict(value[1])
+
+
+class Envoy(Node):
+    """A module of a wrapped model.
+
+    Children are reached as on the module itself (`model.transformer.h[0].attn`), and so is every
+    other attribute of the module. Inside `with model.trace(...):` an envoy gives the values of its
+    module:
+
+    - `.output` is what the module returns, `.input` its first argument, `.inputs` all of them as
+      `(args, kwargs)`. Reading waits until the model has computed the value and gives the real
+      tensors; assigning replaces the value for the rest of the model.
+    - `.skip(value)` leaves the module out: `value` is its output.
+    - `envoy(x)` runs the module on a value of your own, beside the model.
+
+    A child whose name is one of these words is reached as `E_<name>`.
+
+    Args:
+        module: the module to wrap.
+        path: the name of the root in messages and paths.
+        rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
+    """
+
+    output = Value(OUTPUT, doc="What the module returns. Read or assign it inside a trace.")
+    nns_output = Value(OUTPUT, doc="The same as `output` (an older spelling).")
+    inputs = Value(
+        INPUT, pack=_checked_inputs, doc="All arguments of the module, as `(args, kwargs)`."
+    )
+    input = Value(
+        INPUT,
+        view=_first_input,
+        pack=_with_first_input,
+        doc="The first argument of the module: positional, else the first keyword.",
+    )
+
+    def __init__(
+        self, module: Module, path: str = "model", *, rename: Rename | None = None
+    ) -> None:
+        if not isinstance(module, Module):
+            raise TypeError(_not_a_module(module))
+        table = aliases.resolve(module, rename, frozenset(dir(Envoy))) if rename else {}
+        self._mount(module, path, Tree(module, table), None)
+
+    def _make_child(self, module: Module, path: str) -> Node:
+        child = Envoy.__new__(Envoy)
+        child._mount(module, path, self._tree, self)
+        return child
+
+    # --- tracing ----------------------------------------------------------------------------------
+
+    def trace(
+        self,
+        *args: Any,
+        fn: str | Callable[..., Any] | None = None,
+        backend: Backend | None = None,
+        trace: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the module with the block under this `with` beside it.
+
+        With an input, the block sees one forward on it. Without one, the block opens
+        `tracer.invoke(...)` blocks whose inputs run as one batch.
+
+        Args:
+            *args: the input, as the module takes it.
+            fn: what to run instead of the module's forward: the name of a method, or a callable.
+            backend: where the block runs; here by default.
+            trace: False runs the module at once, without a block, and returns its output.
+            **kwargs: keyword inputs, as the module takes them.
+
+        Returns:
+            A context manager; `as tracer` gives `tracer.result`, `.stop()`, `.barrier(n)`,
+            `.invoke(...)`.
+        """
+        if kwargs:
+            kwargs = without_retired(kwargs, signature_names(self._module))
+        given = Inputs(args, kwargs)
+        return Trace(self, given, fn, backend) if trace else self._plain(given, fn)
+
+    def run(self, *args: Any, fn: Callable[[Any, Any], Any] | None = None, **kwargs: Any) -> Any:
+        """`model.run(x, fn)`: run the module with the function `fn(tracer, model)` beside it.
+
+        The callable form of `trace`, for code without source (standard input, a bare `exec`) and
+        for blocks that are kept in functions.
+
+        Returns:
+            What `fn` returned.
+        """
+        if fn is None:
+            if not args or not callable(args[-1]):
+                raise TypeError("run() needs a function: `model.run(x, fn)`, `fn(tracer, model)`")
+            return run_function(Trace(self, Inputs(args[:-1], kwargs)), args[-1])
+        return run_function(Trace(self, Inputs(args, kwargs)), fn)
+
+    def _plain(self, given: Inputs, fn: str | Callable[..., Any] | None) -> Any:
+        if not self._batch_size(*given.args, **given.kwargs):
+            raise ValueError("trace(trace=False) runs the model at once, so it needs an input")
+        name = fn if isinstance(fn, str) else "__call__"
+        args, kwargs = self._batch([given], name)
+        self._before_run()
+        args, kwargs = self._place((args, kwargs))
+        return self._callable(fn)(*args, **kwargs)
+
+    def skip(self, value: Any) -> None:
+        """Leave this module out of the run: `value` is its output.
+
+        `value` may be computed from this module's own `.input`. With several invokes, only the
+        rows of the blocks that skip are replaced.
+
+        Raises:
+            OutOfOrderError: the module has already started.
+        """
+        request.skip(self, value)
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Run this module on values of your own.
+
+        Inside a trace the call is not part of the run: no block sees it. With `hook=True` it is,
+        so that other blocks (not this one) can read what happens in it.
+        """
+        worker = here.worker
+        if worker is None or not hook:
+            if worker is None:
+                self._before_run()
+            return self._module(*args, **kwargs)
+        with worker.observed() as run:
+            handoff.count_inside(self._module, run)
+            return self._module(*args, **kwargs)
+
+    # --- what a trace sees of this model (see traces/model.py) ------------------------------------
+
+    def _batch_size(self, *args: Any, **kwargs: Any) -> int:
+        """How many rows inputs contribute; 0 for none. Override it together with `_batch`."""
+        return count_rows(args, kwargs)
+
+    def _batch(self, inputs: list[Inputs], fn: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The one call for several inputs: here, tensors concatenated along their first dimension.
+
+        Raises:
+            BatchError: the inputs do not fit together.
+        """
+        args, kwargs = combine([(given.args, given.kwargs) for given in inputs])
+        if kwargs:
+            warn_dropped(self._module, fn, kwargs)
+        return args, kwargs
+
+    def _before_run(self) -> None:
+        """Called before the module runs; a subclass loads its weights here."""
+        root = self._tree.nodes.get(id(self._tree.root))
+        if isinstance(root, Envoy) and root is not self:
+            root._before_run()
+
+    def _place(self, value: Any) -> Any:
+        parameter = first_parameter(self._module)
+        if parameter is None or parameter.device.type == "meta":
+            return value
+        device = parameter.device
+        return nested.map_leaves(lambda t: t if t.device == device else t.to(device), value)
+
+    def _callable(self, fn: str | Callable[..., Any] | None) -> Callable[..., Any]:
+        if fn is None or fn == "__call__":
+            return self._module
+        if not isinstance(fn, str):
+            return fn
+        if not callable(method := getattr(self._module, fn, None)):
+            raise self._no_such(fn)
+        return method
+
+    def _enter(self, run: Interleaver, fn: str) -> None:
+        key = (self._path, fn)
+        # a method may call the module any number of times: count everything in each of its runs
+        survey = self._tree.surveys.get(key) if fn == "__call__" else None
+
+        def keep(survey: Survey | None) -> None:
+            if survey is None:
+                self._tree.surveys.pop(key, None)
+            elif fn == "__call__":
+                self._tree.surveys[key] = survey
+
+        handoff.enter(self._module, Passage(survey, self._tree.above), run, keep)
+
+    def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
+        if not split:
+            return Batch(total)
+        memory = self._tree.memory.setdefault(self._path, {})
+        return Batch(total, split, BatchAxis(self._module, self._path, memory, total, call))
+
+    def watch(self, kind: str, run: Interleaver) -> None:
+        """From now on in `run`, offer the value at `kind` whenever this module comes by there.
+
+        Raises:
+            NeverCalledError: the module is a container without a forward.
+        """
+        module = self._module
+        own = getattr(type(module), "forward", None)  # a scripted module's class has none
+        if own is Module.forward and "forward" not in vars(module):
+            inside = next(iter(self._names()), "0")
+            element = f"{self._path}[{inside}]" if inside.isdigit() else f"{self._path}.{inside}"
+            example = f"{element}.{kind}"
+            raise errors.container(Location(self, kind), type(module).__name__, example)
+        handoff.watch(Location(self, kind), self._module, self._tree.above(self._module), run)
+
+    # --- as the module ----------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_module" not in self.__dict__:
+            raise AttributeError(name)
+        if hasattr(type(self), name):  # it is there, and failed with an `AttributeError`
+            return super().__getattribute__(name)
+        child = self._child(name[2:] if name.startswith("E_") else name)
+        if child is not None:
+            return child
+        aliased = self._alias(name)
+        if aliased is not None:
+            return aliased
+        try:
+            value = getattr(self._module, name)
+        except AttributeError as error:
+            own = getattr(type(self._module), name, None)
+            if own is not None:
+                if isinstance(own, property) and own.fget is not None:
+                    own.fget(self._module)  # it failed, and PyTorch hides why: fail as it did
+                raise
+            raise self._no_such(name) from error.__cause__
+        if isinstance(value, Module):  # `model.base_model`: a module under another name
+            return self._node_of(value) or value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or hasattr(type(self), name)
+        if own and not isinstance(value, Module):
+            super().__setattr__(name, value)
+            return
+        if isinstance(value, Envoy):
+            value = value._module
+        target = name[2:] if name.startswith("E_") else name
+        if isinstance(value, Module):
+            setattr(self._module, target, value)
+            self._tree.forget()
+            self._child(target)
+        elif hasattr(self._module, name):
+            setattr(self._module, name, value)
+        elif self._runs_beside() and name not in vars(self):
+            raise self._no_such(name)  # most likely a misspelt `.output = ...`: it would do nothing
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self):
+            super().__delattr__(name)
+        else:
+            delattr(self._module, name[2:] if name.startswith("E_") else name)
+            self._tree.forget()
+
+    def _runs_beside(self) -> bool:
+        """Whether this line is in a block that runs beside this very model."""
+        return here.worker is not None and here.worker.tree is self._tree
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._names(), *self._aliases(), *dir(self._module)})
+
+    def to(self, *args: Any, **kwargs: Any) -> Envoy:
+        """Move the module as `torch.nn.Module.to` does; returns this envoy."""
+        self._module.to(*args, **kwargs)
+        return self
+
+    def cpu(self) -> Envoy:
+        """Move the module to the CPU; returns this envoy."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | torch.device | None = None) -> Envoy:
+        """Move the module to a GPU; returns this envoy."""
+        self._module.cuda(device)
+        return self
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the first parameter; None for a module without parameters."""
+        parameter = first_parameter(self._module)
+        return None if parameter is None else parameter.device
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices of all parameters."""
+        return {parameter.device for parameter in self._module.parameters()}
+
+    # --- printing ---------------------------------------------------------------------------------
+
+    def _shown(self) -> dict[str, Any]:
+        relative = self._path.partition(".")[2]
+        return {"aliases": self._tree.aliases, "path": relative, "collisions": _RESERVED}
+
+    def __repr__(self) -> str:
+        return show.text(self._module, **self._shown())
+
+    def _repr_html_(self) -> str:
+        return show.html(self._module, title=self._path, **self._shown())
+
+
+_RESERVED = frozenset(name for name in dir(Envoy) if not name.startswith("_"))
+"""Names that an envoy keeps for itself; a child called so is reached as `E_<name>`."""

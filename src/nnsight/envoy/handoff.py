@@ -1,0 +1,220 @@
+"""Hooks on a module for as long as a run needs them.
+
+The only file that touches a module's hooks or its `forward`. Outside a run nothing of ours is on
+any module. During a run there is a hook on each module that a block asked for, and one without
+effect on its parents: PyTorch decides when a module is called whether it has hooks at all, and a
+parent may be asked for while it is already running.
+
+A hook acts only for the run that set it, so two threads can trace one model. Entries go into
+PyTorch's hook dictionaries under keys of our own: its handles take their keys from a counter that
+two threads can read at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch.nn import Module
+
+from nnsight.envoy.passage import Passage, Survey, eager, is_compiled
+from nnsight.interleave.interleaver import Interleaver, outcome
+from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
+
+_numbers = itertools.count()
+
+
+def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
+    """Call `hook(module, args, result)` after the module, and after the user's own hooks."""
+    key = ("nnsight", next(_numbers))
+    run.at_close(lambda: module._forward_hooks.pop(key, None))  # type: ignore[call-overload]
+    module._forward_hooks[key] = hook  # type: ignore[index]
+
+
+def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
+    """Call `hook(module, args, kwargs)` before the module, and after the user's own hooks."""
+    key = ("nnsight", next(_numbers))
+
+    def undo() -> None:
+        module._forward_pre_hooks.pop(key, None)  # type: ignore[call-overload]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)  # type: ignore[call-overload]
+
+    run.at_close(undo)
+    module._forward_pre_hooks_with_kwargs[key] = True  # type: ignore[index]
+    module._forward_pre_hooks[key] = hook  # type: ignore[index]
+
+
+def _no_effect(*_: Any) -> None:
+    """On what may be running then: makes PyTorch look at its hooks again when it ends."""
+
+
+# --- the three kinds of location ------------------------------------------------------------------
+
+
+def _watch_output(module: Module, location: Location, run: Interleaver) -> None:
+    def hook(_: Module, args: Any, result: Any) -> Any:
+        if not run.holds():
+            return None
+        value = run.offer(location, result)
+        return None if value is result else value
+
+    _hook(module, hook, run)
+
+
+def _watch_input(module: Module, location: Location, run: Interleaver) -> None:
+    def hook(_: Module, args: Any, kwargs: Any = None) -> Any:
+        # another thread's call may find this hook after the run has ended, and without `kwargs`
+        if not run.holds():
+            return None
+        inputs = (args, kwargs)
+        value = run.offer(location, inputs)
+        return None if value is inputs else value
+
+    _pre_hook(module, hook, run)
+
+
+class _Gate:
+    """A `forward` that asks the runs of its module first whether to run at all."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.runs: list[tuple[Interleaver, Location]] = []
+        self.displaced = module.__dict__.get("forward")
+        self.original = module.forward
+        functools.update_wrapper(self, self.original)  # the signature, for who looks at it
+        module.__dict__["forward"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for run, location in self.runs:
+            if run.holds():
+                call = functools.partial(self.original, *args, **kwargs)
+                skips = run.gate(location, (args, kwargs))
+                return self._skip(run, location, skips, call) if skips else call()
+        return self.original(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """In a copy made during a run stands the copy's own forward."""
+        twin, own = memo.get(id(self.module)), getattr(type(self.module), "forward", None)
+        if self.displaced is None and twin is not None and own is not None:
+            return own.__get__(twin)
+        return copy.deepcopy(self.displaced or self.original, memo)
+
+    def _skip(self, run: Interleaver, location: Location, skips: Any, call: Any) -> Any:
+        """What the module gives when blocks skip it."""
+        ran = False
+
+        def observed() -> Any:
+            nonlocal ran
+            ran = True
+            return call()
+
+        run.written.append(location)
+        result = outcome(run.batch, location, skips, observed)
+        if not ran and isinstance(run.passage, Passage):
+            run.passage.skipped.add(self.module)
+            run.typical = False
+        return result
+
+    def leave(self, run: Interleaver) -> None:
+        self.runs = [entry for entry in self.runs if entry[0] is not run]
+        if not self.runs and _gates.pop(id(self.module), None) is self:
+            if self.displaced is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.__dict__["forward"] = self.displaced
+
+
+_gates: dict[int, _Gate] = {}  # by module, while a run needs one
+_gates_lock = threading.Lock()
+
+
+def _watch_gate(module: Module, location: Location, run: Interleaver) -> None:
+    def undo() -> None:
+        with _gates_lock:
+            gate = _gates.get(id(module))
+            if gate is not None:
+                gate.leave(run)
+
+    run.at_close(undo)
+    with _gates_lock:
+        gate = _gates.get(id(module))
+        if gate is None:
+            gate = _gates[id(module)] = _Gate(module)
+        gate.runs = [*gate.runs, (run, location)]
+
+
+# --- what an envoy asks for -----------------------------------------------------------------------
+
+
+def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:
+    """Offer the value at `location` to the run whenever the module comes by there."""
+    if run.last is None and isinstance(run.passage, Passage):
+        run.passage.early.add(location)
+    running = [*parents, module] if location.kind == SKIP else parents
+    for touched in running:
+        if id(touched) not in run.touched:
+            run.touched.add(id(touched))
+            _hook(touched, _no_effect, run)
+    if location.kind == OUTPUT:
+        _watch_output(module, location, run)
+    elif location.kind == INPUT:
+        run.touched.add(id(module))
+        _watch_input(module, location, run)
+        # a block that has read the input may skip the module next: too late for a gate by then
+        run.watch(Location(location.owner, SKIP))
+    elif location.kind == SKIP:
+        _watch_gate(module, location, run)
+
+
+def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> None:
+    started, finished, order = passage.started, passage.finished, passage.order
+
+    def before(module: Module, args: Any, kwargs: Any = None) -> None:
+        if run.holds():
+            started[module] += 1
+            order.setdefault((module, True), len(order))
+
+    def after(module: Module, args: Any, result: Any) -> None:
+        if run.holds():
+            finished[module] += 1
+            order.setdefault((module, False), len(order))
+
+    for module in modules:
+        _pre_hook(module, before, run)
+        _hook(module, after, run)
+
+
+def count_inside(module: Module, run: Interleaver) -> None:
+    """A block is about to call `module` as part of the run: count what happens in it."""
+    passage = run.passage
+    if isinstance(passage, Passage):
+        _count(passage, filter(passage.count_from_here, module.modules()), run)
+
+
+def enter(
+    root: Module, passage: Passage, run: Interleaver, keep: Callable[[Survey | None], None]
+) -> None:
+    """Prepare a module for one run.
+
+    Args:
+        passage: of this run; it counts every module if no earlier run was surveyed.
+        keep: called with the survey of this run, if it counted and came to its end; with None
+            if this run did not go as surveyed.
+    """
+    run.passage, survey = passage, passage.survey
+    modules = [] if survey is not None else list(root.modules())
+    often = survey.repeated if survey is not None else modules
+    passage.counted.update(often)
+    _count(passage, often, run)
+    if survey.compiled if survey is not None else any(map(is_compiled, modules)):
+        run.at_close(eager())
+    if survey is None:
+        run.at_close(
+            lambda: keep(passage.conclude(modules)) if run.completed and run.typical else None
+        )
+    else:
+        run.at_close(lambda: keep(None) if passage.doubtful else None)

@@ -1,0 +1,182 @@
+"""What a run has passed: which modules ran, how often, and in what order.
+
+A run puts no counter on a module that nobody named. So the first run of a model counts every
+module once and leaves a `Survey`; later runs count only the modules that ran more than once in it.
+For the others, the order of that run tells what a later one has passed; a run that comes by in
+another order makes the next one count again. The survey also tells a module that was passed from
+one that is never called.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+import torch
+from torch.nn import Module
+
+from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one whole run of a model was seen to do. Holds no module alive."""
+
+    called: WeakKeyDictionary[Module, int]  # how often each module ran
+    often: tuple[ref[Module], ...]  # the modules that ran more than once, or not at all
+    known: WeakSet[Module]  # every module there was
+    order: WeakKeyDictionary[Module, tuple[int, int]]  # when each first started, and finished
+    compiled: bool  # whether some module is compiled, and must run eagerly to be traced
+
+    @property
+    def repeated(self) -> list[Module]:
+        """Modules that ran several times in one run: their visits are counted from the start."""
+        return [module for each in self.often if (module := each()) is not None]
+
+
+class Lineage:
+    """Which modules may be running when one is called: all above it. Holds no module alive."""
+
+    def __init__(self, root: Module) -> None:
+        self._parents: WeakKeyDictionary[Module, WeakSet[Module]] = WeakKeyDictionary()
+        self._above: WeakKeyDictionary[Module, tuple[ref[Module], ...]] = WeakKeyDictionary()
+        self._parents[root] = WeakSet()
+        for module in root.modules():
+            for child in module._modules.values():
+                if child is not None:  # several parents, if it is shared
+                    self._parents.setdefault(child, WeakSet()).add(module)
+
+    def above(self, module: Module) -> list[Module] | None:
+        """Every module above `module`, the nearest first; None for a module that was not there."""
+        known = self._above.get(module)
+        if known is None:
+            if module not in self._parents:
+                return None
+            known = self._above[module] = tuple(map(ref, self._walk(module)))
+        return [parent for each in known if (parent := each()) is not None]
+
+    def _walk(self, module: Module) -> list[Module]:
+        found = [module]
+        for below in found:  # which grows meanwhile
+            found += [m for m in self._parents.get(below, ()) if m not in found]
+        return found[1:]
+
+
+def is_compiled(module: Module) -> bool:
+    """Whether calling `module` runs code of `torch.compile` instead of its forward."""
+    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+
+
+def _module_of(location: Location) -> Module | None:
+    """The module a location belongs to; None for the result of the run."""
+    return vars(location.owner).get("_module")
+
+
+def _is_worth_counting(module: Module, started: Mapping[Module, int]) -> bool:
+    """Whether a later run may come by `module` more often than once, as far as can be told."""
+    runs = type(module).forward is not Module.forward  # a list of modules does not
+    return started.get(module, 0) > 1 or (module not in started and runs)
+
+
+class Passage:
+    """The calls of one run, as far as they are counted."""
+
+    def __init__(self, survey: Survey | None, above: Callable[[Module], list[Module]]) -> None:
+        self.survey = survey
+        self.started: defaultdict[Module, int] = defaultdict(int)
+        self.finished: defaultdict[Module, int] = defaultdict(int)
+        self.everything = survey is None  # whether every module is counted, from the start
+        self.early: set[Location] = set()  # asked for before the run had passed anything
+        self.skipped: set[Module] = set()
+        self.order: dict[tuple[Module, bool], int] = {}  # when each first started, and finished
+        self.counted: set[Module] = set()
+        self.doubtful = False  # this run does not go as the survey says
+        self._now = 0  # how far it has come, as the survey tells the time
+        self._above = above  # the modules above one
+
+    def before(self, location: Location) -> int:
+        """How often the run came by `location` before anyone asked for it."""
+        module = _module_of(location)
+        if module is None:
+            return 0
+        return self._before(module, location.kind)
+
+    def _before(self, module: Module, kind: str) -> int:
+        if self.everything or module in self.counted:
+            counted = self.finished if kind == OUTPUT else self.started
+            return counted.get(module, 0)
+        time = self._time(module, kind)
+        if time is None or time >= self._now or not self.skipped.isdisjoint(self._above(module)):
+            return 0
+        self.doubtful = True  # told by an earlier run only: the next run counts for itself
+        return 1
+
+    def _time(self, module: Module, kind: str) -> int | None:
+        """When the surveyed run first came by there."""
+        if self.survey is None or module not in self.survey.order:
+            return None
+        start, finish = self.survey.order[module]
+        return finish if kind == OUTPUT else start + (kind == SKIP)
+
+    def count_from_here(self, module: Module) -> bool:
+        """From now on `module` is counted; False if it is already."""
+        if self.everything or module in self.counted:
+            return False
+        self.started[module] = self._before(module, INPUT)
+        self.finished[module] = self._before(module, OUTPUT)
+        self.counted.add(module)
+        return True
+
+    def at(self, location: Location, visit: int) -> None:
+        """The run itself comes by `location`, for the n-th time."""
+        module = _module_of(location)
+        time = None if module is None else self._time(module, location.kind)
+        if time is None:
+            return
+        if not visit:
+            self.doubtful |= time < self._now
+            self._now = max(self._now, time)
+        elif module not in self.counted:
+            self.doubtful = True  # twice, or after it was taken for passed
+
+    def story(self, location: Location) -> str:
+        """`"passed"` if the run has been there, `"never"` if it is not called, else `""`."""
+        module = _module_of(location)
+        if module is None:
+            return "passed"
+        if self.everything:
+            return "passed" if module in self.started else "never"
+        assert self.survey is not None
+        if location in self.early or not self.skipped.isdisjoint(self._above(module)):
+            return "never"
+        if module not in self.survey.known:
+            return ""
+        return "passed" if module in self.survey.called else "never"
+
+    def conclude(self, modules: Iterable[Module]) -> Survey:
+        """What this run, which counted everything, tells the later ones."""
+        modules = list(modules)
+        return Survey(
+            called=WeakKeyDictionary(self.started),
+            often=tuple(
+                ref(module) for module in modules if _is_worth_counting(module, self.started)
+            ),
+            known=WeakSet(modules),
+            order=WeakKeyDictionary(
+                {
+                    module: (2 * start, 2 * self.order[module, False])
+                    for (module, starts), start in self.order.items()
+                    if starts and (module, False) in self.order
+                }
+            ),
+            compiled=any(map(is_compiled, modules)),
+        )
+
+
+def eager() -> Callable[[], None]:
+    """Run compiled modules eagerly until the returned function is called."""
+    stance: Any = torch.compiler.set_stance("force_eager")
+    return lambda: stance.__exit__(None, None, None)

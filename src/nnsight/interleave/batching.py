@@ -1,0 +1,246 @@
+"""Rows: which part of a batched value belongs to which block.
+
+Several invokes run as one forward over one batch. A block reads its own rows (views of the batch,
+so that changes in place write through) and what it assigns is put back into its rows.
+
+A tensor is batched if its first dimension counts the rows of the batch. A tensor whose first
+dimension only happens to be as long (a sequence, the heads) is whole for everyone; where lengths
+alone cannot tell, the model is asked what changes with the batch size (`Batch.varies`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnsight import nested
+from nnsight.interleave import errors
+from nnsight.interleave.location import OUTPUT, Location
+
+Varies = Callable[[Location, int], "bool | None"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of the combined batch that belong to one block."""
+
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+def _unknown(location: Location, leaf: int) -> bool | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The combined batch of one run."""
+
+    total: int = 0  # rows; 0 if unknown
+    split: bool = False  # whether two or more blocks share it
+    varies: Varies = _unknown  # whether a leaf's first dimension follows the batch size, if known
+
+    def rows_of(self, value: torch.Tensor, location: Location, leaf: int) -> bool:
+        """Whether the first dimension of `value` counts the rows of the batch."""
+        if value.ndim == 0 or value.shape[0] != self.total or not self.total:
+            return False
+        return self.varies(location, leaf) is not False
+
+    def narrow(self, value: Any, rows: Rows | None, location: Location) -> Any:
+        """The part of `value` that belongs to `rows`: views, in a container like the value's."""
+        if rows is None or not self.split:
+            return value
+        count = -1
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            if not self.rows_of(tensor, location, count):
+                return tensor
+            return tensor.narrow(0, rows.start, rows.size)
+
+        return nested.map_leaves(own, value)
+
+    def widen(self, full: Any, rows: Rows | None, new: Any, location: Location) -> Any:
+        """`full` with `new` in place of `rows`.
+
+        Raises:
+            BatchError: `new` has another batch size or another structure.
+        """
+        if rows is None or not self.split:
+            self._check_rows(full, new, location)
+            return new
+        return _Widening(self, rows, location).put(full, new)
+
+    def _check_rows(self, full: Any, new: Any, location: Location) -> None:
+        """Refuse a replacement of the whole value that has another batch size or structure."""
+        held = nested.parts(new) is not None
+        one_in_other = held if isinstance(full, torch.Tensor) else nested.parts(full) and not held
+        if location.kind == OUTPUT and one_in_other:  # a tensor for a tuple is unpacked by rows
+            raise errors.wrong_structure(location, nested.describe(new), nested.describe(full))
+        pairs = zip(nested.leaves(full), nested.leaves(new), strict=False)  # may be another type
+        for index, (old, own) in enumerate(pairs):
+            if self.rows_of(old, location, index) and own.shape[:1] != old.shape[:1]:
+                expected = f"the value there is {nested.describe(old)}"
+                raise errors.wrong_rows(location, nested.describe(own), expected)
+
+
+class _Widening:
+    """One replacement being put into its rows."""
+
+    def __init__(self, batch: Batch, rows: Rows, location: Location) -> None:
+        self.batch, self.rows, self.location = batch, rows, location
+        self.leaf = -1
+
+    def put(self, full: Any, new: Any) -> Any:
+        if isinstance(full, torch.Tensor):
+            self.leaf += 1
+            return self._put_tensor(full, new)
+        members = nested.parts(full)
+        if members is None:
+            return new
+        others = nested.parts(new)
+        if others is None or members.keys() != others.keys():
+            raise self._structure(full, new)
+        merged = {key: self.put(member, others[key]) for key, member in members.items()}
+        if all(merged[key] is members[key] for key in members):
+            return full
+        return nested.rebuild(full, merged)
+
+    def _put_tensor(self, full: torch.Tensor, new: Any) -> Any:
+        if not isinstance(new, torch.Tensor):
+            raise self._structure(full, new)
+        rows = self.rows
+        if not self.batch.rows_of(full, self.location, self.leaf):
+            return new  # everybody's: replaced for the whole batch
+        own = full.narrow(0, rows.start, rows.size)
+        if _same_view(new, own):
+            return full
+        if new.shape != own.shape:
+            expected = f"this block's rows there are {nested.describe(own)}"
+            raise errors.wrong_rows(self.location, nested.describe(new), expected)
+        if new.dtype != full.dtype:
+            raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
+        before, after = full[: rows.start], full[rows.stop :]
+        return torch.cat([before, new.to(full.device), after])
+
+    def _structure(self, full: Any, new: Any) -> errors.BatchError:
+        return errors.wrong_structure(self.location, nested.describe(new), nested.describe(full))
+
+
+def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same part of one tensor, with the same gradient history."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.stride() != other.stride():
+        return False
+    if one.storage_offset() != other.storage_offset():
+        return False
+    if one.is_inference() and other.is_inference():  # views know no base there
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return one._base is not None and other._base is one._base
+
+
+def assemble(parts: Iterable[tuple[Rows, Any]], location: Location) -> Any:
+    """One value over all rows from a value for each block: concatenated tensor by tensor.
+
+    Raises:
+        BatchError: a block's value has another number of rows or another structure.
+    """
+    return _join(sorted(parts, key=lambda part: part[0].start), location)
+
+
+def _join(parts: list[tuple[Rows, Any]], location: Location) -> Any:
+    _, first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return _join_tensors(parts, first, location)
+    members = nested.parts(first)
+    if not members:
+        return first
+    split = [(rows, nested.parts(value)) for rows, value in parts]
+    for (_, value), (_, others) in zip(parts, split, strict=True):
+        if others is None or others.keys() != members.keys():
+            raise errors.wrong_structure(location, nested.describe(value), nested.describe(first))
+    return nested.rebuild(
+        first,
+        {k: _join([(rows, own[k]) for rows, own in split if own], location) for k in members},
+    )
+
+
+def _join_tensors(
+    parts: list[tuple[Rows, Any]], first: torch.Tensor, location: Location
+) -> torch.Tensor:
+    for rows, value in parts:
+        if not isinstance(value, torch.Tensor) or value.dtype != first.dtype:
+            raise errors.wrong_structure(location, nested.describe(value), nested.describe(first))
+        if first.ndim and (value.shape[:1] != (rows.size,) or value.shape[1:] != first.shape[1:]):
+            if all(other is first for _, other in parts):  # everybody's: not a value for each row
+                return first
+            expected = f"this block has {rows.size} row(s)"
+            raise errors.wrong_rows(location, nested.describe(value), expected)
+    return torch.cat([value for _, value in parts]) if first.ndim else first
+
+
+# --- combining inputs of plain modules ------------------------------------------------------------
+
+
+def count_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many rows inputs contribute: the first dimension of their first tensor; 0 for no input.
+
+    Inputs without a tensor count as one row.
+    """
+    if not args and not kwargs:
+        return 0
+    tensor = nested.first_tensor((args, kwargs))
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 1
+
+
+def combine(inputs: list[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> tuple[Any, dict[str, Any]]:
+    """One call from several: tensors are concatenated along their first dimension.
+
+    Raises:
+        BatchError: the inputs differ in structure, in a trailing dimension or in a plain value.
+    """
+    if len(inputs) == 1:
+        return inputs[0][0], dict(inputs[0][1])
+    return _concatenate([args for args, _ in inputs], "input"), _concatenate(
+        [dict(kwargs) for _, kwargs in inputs], "input"
+    )
+
+
+def _concatenate(values: list[Any], name: str) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return _concatenate_tensors(values, name)
+    members = nested.parts(first)
+    if members is not None:
+        split = [nested.parts(value) for value in values]
+        if any(s is None or s.keys() != members.keys() for s in split):
+            raise _cannot_combine(name, "they have different structures")
+        keyed = {k: _concatenate([s[k] for s in split if s], f"{name} {k!r}") for k in members}
+        return nested.rebuild(first, keyed)
+    if any(value is not first and value != first for value in values):
+        raise _cannot_combine(name, f"the values differ: {values}")
+    return first
+
+
+def _concatenate_tensors(values: list[Any], name: str) -> torch.Tensor:
+    if not all(isinstance(value, torch.Tensor) for value in values):
+        raise _cannot_combine(name, "some are tensors and some are not")
+    shapes = [list(value.shape) for value in values]
+    if not values[0].ndim or len({tuple(shape[1:]) for shape in shapes}) > 1:
+        raise _cannot_combine(name, f"their shapes are {shapes}")
+    return torch.cat(values)
+
+
+def _cannot_combine(name: str, why: str) -> errors.BatchError:
+    return errors.BatchError(
+        f"Can't batch these invokes: the {name} of the invokes cannot become one batch, because "
+        f"{why}. Give inputs that agree in everything but their first dimension, or override "
+        "`_batch(inputs, fn)` in a subclass of `NNsight`."
+    )

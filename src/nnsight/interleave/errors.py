@@ -1,0 +1,213 @@
+"""What can go wrong between a block and the model that it runs beside.
+
+Every text says what happened and where, what was expected, and what to write instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Stop(BaseException):
+    """`tracer.stop()`: unwinds the block and the model. Never reaches the user."""
+
+
+class Cancelled(BaseException):
+    """Ends a block whose run is over, so that its `finally` clauses run. Never reaches the user."""
+
+
+class MissedProviderError(ValueError):
+    """A block waited for a value that the run did not bring."""
+
+
+class OutOfOrderError(MissedProviderError):
+    """A block asked for a value after the model had passed it."""
+
+
+class NeverCalledError(MissedProviderError):
+    """A block asked for a value of a module that did not run."""
+
+
+class OutsideTraceError(ValueError):
+    """A value was asked for where no block runs beside a model."""
+
+
+class BatchError(ValueError):
+    """A replacement does not fit the rows that it replaces."""
+
+
+class InternalError(RuntimeError):
+    """Our bug: the turns between a block and the model got mixed up. Please report it."""
+
+
+def outside(what: object) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"Cannot access `{what}` outside of interleaving: values exist only while the model runs. "
+        "Put this line inside `with model.trace(...):`, and mark what you want to keep with "
+        "`.save()`."
+    )
+
+
+def nothing_runs(what: object) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"`{what}` was called outside of interleaving: it acts on a block that runs beside the "
+        "model, and none runs here. Call it inside `with model.trace(...):`, or inside a "
+        "`with tracer.invoke(...):` where there are invokes."
+    )
+
+
+def between_invokes(what: object) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"Cannot access `{what}` outside of interleaving: this trace was given no input of its own "
+        "and this line is in none of its invokes, so it belongs to no input. Give the trace its "
+        "input, `with model.trace(x):`, or move the line into a `with tracer.invoke(x):`; an empty "
+        "`tracer.invoke()` sees the whole batch."
+    )
+
+
+def other_tree(what: object, running: object) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"Cannot access `{what}` here: it belongs to another model than the one that this block "
+        f"runs beside (`{running}`). Trace that model in a `with` block of its own."
+    )
+
+
+def passed(what: object, at: object | None) -> OutOfOrderError:
+    where = f" (it is at `{at}` now)" if at is not None else ""
+    return OutOfOrderError(
+        f"`{what}` was requested but the model already ran past it{where}. Did you call an Envoy "
+        "out of order? A block reads values in the order in which the model computes them: move "
+        "this line up, or put it into an invoke or a trace of its own."
+    )
+
+
+def ended(what: object) -> OutOfOrderError:
+    return OutOfOrderError(
+        f"`{what}` was requested but the model already ran past it: the run is over. Did you call "
+        "an Envoy out of order? Read it earlier in the block."
+    )
+
+
+def never(what: object) -> NeverCalledError:
+    return NeverCalledError(
+        f"Execution complete but `{what}` was not provided: this module was never called in this "
+        "run. It may be on a branch that was not taken, be skipped or inside a module that is, be "
+        "run as `.forward(...)`, which PyTorch's hooks do not see, or be done by a fused kernel "
+        "(attention dropout under `sdpa`: load with `attn_implementation='eager'`). `print(model)` "
+        "shows the modules; read one that runs."
+    )
+
+
+def container(what: object, kind: str, element: str) -> NeverCalledError:
+    return NeverCalledError(
+        f"`{what}` is not there to be had: a {kind} without a `forward` only holds modules and is "
+        f"never called itself. Ask for one of its modules: `{element}`."
+    )
+
+
+def missed(what: object, last: object | None) -> MissedProviderError:
+    where = f" The last value it met was `{last}`." if last is not None else ""
+    return OutOfOrderError(
+        f"Execution complete but `{what}` was not provided: the model already ran past it when it "
+        f"was requested, or never called it.{where} Did you call an Envoy out of order? Move the "
+        "line up to where the model computes the value, or read a module that runs."
+    )
+
+
+def beyond(what: object, visit: int, visits: int) -> MissedProviderError:
+    return MissedProviderError(
+        f"`{what}` was asked for at step {visit}, but the run reached it only {visits} time(s). "
+        "Ask for a step that the run reaches; steps count from 0."
+    )
+
+
+def swallowed(where: str) -> MissedProviderError:
+    return MissedProviderError(
+        f"the block at {where} went on asking for values after its run was over and caught every "
+        "error that said so. Let `nnsight` errors pass: catch the exception you expect instead of "
+        "`BaseException`, or leave the loop when it comes. (Its thread has been abandoned.)"
+    )
+
+
+def wrong_rows(what: object, got: str, expected: str) -> BatchError:
+    return BatchError(
+        f"the replacement for `{what}` does not fit: it is {got}, and {expected}. A replacement "
+        "keeps the batch size of what it replaces, and beside other invokes its whole shape."
+    )
+
+
+def wrong_structure(what: object, got: str, expected: str) -> BatchError:
+    if expected.startswith("torch."):
+        way_out = "keeps the dtype of what it replaces: `new.to(value.dtype)`."
+    elif expected.startswith("a tensor"):
+        way_out = "for a tensor is a tensor: take it out of its container (`new[0]`)."
+    else:
+        way_out = (
+            "keeps the structure of what it replaces: build the same container around the new "
+            "tensors, `layer.output = (new, *layer.output[1:])`, or change a tensor in place, "
+            "`layer.output[0][:] = new`."
+        )
+    return BatchError(
+        f"the replacement for `{what}` is {got}, but the value there is {expected}. A replacement "
+        + way_out
+    )
+
+
+def none_value(what: object) -> ValueError:
+    return ValueError(
+        f"cannot replace `{what}` with None: PyTorch reads a None from a hook as 'unchanged'. "
+        "Assign a tensor (or the same container of tensors), or use `.skip(...)`."
+    )
+
+
+def transformed(what: object) -> NotImplementedError:
+    return NotImplementedError(
+        f"`{what}` is computed inside a transform of torch.func (grad, vmap, jvp), which a block "
+        "cannot take part in: its values would lose the transform. Trace the module itself, and "
+        "use `.backward()` for gradients."
+    )
+
+
+def barrier_short(arrived: int, expected: int) -> ValueError:
+    return ValueError(
+        f"A barrier was never reached by every block: {arrived} of {expected} blocks arrived. Call "
+        "the barrier once in each invoke that takes part, or make it with "
+        f"`tracer.barrier({arrived})`."
+    )
+
+
+def unbound(name: str, blocks: Iterable[str]) -> NameError:
+    listed = " and ".join(blocks)
+    return NameError(
+        f"name {name!r} is not defined: it was to come from the block at {listed}, which ended "
+        "without binding it. Bind it there on every path, or before the trace.",
+        name=name,
+    )
+
+
+def name_cycle(name: str, first: str, second: str) -> NameError:
+    return NameError(
+        f"name {name!r} can never be defined: the block at {first} waits for a name of the block "
+        f"at {second}, which waits for a name of the first. Break the circle: bind one of the two "
+        "values before it is needed.",
+        name=name,
+    )
+
+
+_ADVICE = {
+    "'tuple' object does not support item assignment": (
+        "A module that returns several values returns a tuple, and no tuple can be changed in "
+        "place. Assign a new one, `layer.output = (new, *layer.output[1:])`, or change a tensor in "
+        "it, `layer.output[0][:] = new`."
+    ),
+    "tuple indices must be integers or slices, not tuple": (
+        "This value holds several tensors, so pick one before indexing it: "
+        "`model.output.logits[0, -1]` for the output of a transformers model, "
+        "`layer.output[0][:, -1]` for a tuple."
+    ),
+}
+
+
+def advice(error: BaseException) -> str | None:
+    """What to write instead, for errors of Python's own that a block often meets."""
+    return _ADVICE.get(str(error)) if type(error) is TypeError else None

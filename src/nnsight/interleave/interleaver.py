@@ -1,0 +1,333 @@
+"""`Interleaver`: who waits for what, while a model runs.
+
+The model's side offers a value at a location; every worker parked there is answered, in the order
+in which the blocks were written, until none is left; the value, with what they did to it, goes
+back into the model. An `Interleaver` lives for one run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from nnsight import nested
+from nnsight.capture import saving
+from nnsight.interleave import ambient, errors
+from nnsight.interleave.batching import Batch, Rows, assemble
+from nnsight.interleave.location import SKIP, Location, Passage
+from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
+from nnsight.interleave.worker import Worker
+
+Undo = Callable[[], None]
+_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
+
+
+class _Visit:
+    """One visit of the run at one location, while workers are being answered there."""
+
+    def __init__(self, location: Location, number: int, value: Any, split: bool) -> None:
+        self.location = location
+        self.number = number
+        self.value = value
+        # of torch on the model's side, where values are cut
+        self.state: tuple[Any, ...] | None = ambient.brief() if split else None
+        self.skips: dict[Rows | None, Any] = {}
+        # containers made for one block, each with the value that it is a part of
+        self.handed: dict[Worker, tuple[Any, Any]] = {}
+
+
+class Interleaver:
+    """One run: its workers, the batch they share, and how often each location was visited."""
+
+    def __init__(self, tree: Any, workers: list[Worker], batch: Batch) -> None:
+        self.tree = tree
+        self.workers = workers
+        self.batch = batch
+        self.visits: dict[Location, int] = {}
+        self.last: Location | None = None  # the last location where somebody was answered
+        self.written: list[Location] = []
+        self.failure: tuple[BaseException, TracebackType | None] | None = None  # a block's error
+        self.stopping = False
+        self.over = False
+        self.completed = False  # the call came to its end and every block to its own
+        self.typical = True  # no block skipped a module or called one as part of the run
+        self.passage: Passage | None = None  # what the run has passed, as the model tells it
+        self.touched: set[int] = set()  # modules that PyTorch looks at because of this run, by id
+        self.thread = threading.get_ident()
+        self.threads = {self.thread}  # whose module calls belong to this run
+        self._undo: list[Undo] = []
+        self._visit: _Visit | None = None
+        self._watched: set[Location] = set()
+
+    # --- the model's side -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the workers one after the other, each until it parks or ends."""
+        if not self.workers:
+            return
+        state = ambient.current()
+        for worker in self.workers:
+            self._turn(worker, partial(worker.start, self, worker.state or state))
+            if self.stopping:
+                break
+        while self._release():
+            pass
+
+    def offer(self, location: Location, value: Any) -> Any:
+        """The run is at `location`: answer whoever waits there. Returns the value to go on with."""
+        visit = self._visit_at(location, value)
+        return visit.value
+
+    def gate(self, location: Location, inputs: Any) -> dict[Rows | None, Any]:
+        """The run is about to run a module: what blocks want as its output instead."""
+        return self._visit_at(location, inputs).skips
+
+    def _visit_at(self, location: Location, value: Any) -> _Visit:
+        number = self.visits.get(location, 0)
+        visit = _Visit(location, number, value, self.batch.split)
+        outer, self._visit = self._visit, visit
+        if self.passage is not None and threading.get_ident() == self.thread:
+            self.passage.at(location, number)
+        try:
+            while self._answer_all(visit) or self._release():
+                pass
+        finally:
+            self._visit = outer
+            self.visits[location] = number + 1
+        if self.stopping:
+            raise errors.Stop
+        return visit
+
+    def _answer_all(self, visit: _Visit) -> bool:
+        """Answer every worker parked at this visit; whether there was one."""
+        found = False
+        for worker in self.workers:
+            while (request := worker.request) is not None and self._is_for(request, visit):
+                found = True
+                self.last = visit.location
+                self._answer(worker, request, visit)
+        return found
+
+    def _is_for(self, request: Request, visit: _Visit) -> bool:
+        return request.location == visit.location and request.visit == visit.number
+
+    def _answer(self, worker: Worker, request: Request, visit: _Visit) -> None:
+        try:
+            answer = self._serve(worker, request, visit)
+        except Exception as error:  # a replacement that does not fit: raised at the block's line
+            self._turn(worker, partial(worker.refuse, error))
+        else:
+            self._turn(worker, partial(worker.resume, answer))
+
+    def _serve(self, worker: Worker, request: Request, visit: _Visit) -> Any:
+        """Do what a request asks for, at the visit it asks for."""
+        if _transforming() is not None:
+            raise errors.transformed(visit.location)
+        if request.action == READ:
+            return self._read(worker, visit)
+        if request.action == WRITE:
+            visit.value = self.batch.widen(visit.value, worker.rows, request.value, visit.location)
+            self.written.append(visit.location)
+            self._hand(worker, request.value, visit)
+        elif request.action == GATE:
+            visit.skips[worker.rows] = request.value
+        return None
+
+    def _read(self, worker: Worker, visit: _Visit) -> Any:
+        own, whole = visit.handed.get(worker, (None, None))
+        if whole is visit.value and whole is not None:  # the very object that it has already
+            return own
+        own = self.batch.narrow(visit.value, worker.rows, visit.location)
+        if own is not visit.value:
+            self._hand(worker, own, visit)
+        return own
+
+    def _hand(self, worker: Worker, own: Any, visit: _Visit) -> None:
+        """Remember a container that only one block has: its changes are put back."""
+        if self.batch.split and worker.rows is not None and nested.parts(own):
+            visit.handed[worker] = own, visit.value
+
+    def _take_changes(self, worker: Worker, visit: _Visit) -> None:
+        """Put back what a block changed in a list or a dict that was made for it alone."""
+        own, whole = visit.handed.get(worker, (None, None))
+        if whole is not visit.value or whole is None:
+            return
+        try:
+            visit.value = self.batch.widen(whole, worker.rows, own, visit.location)
+        except errors.BatchError as error:
+            del visit.handed[worker]
+            if not worker.alive:
+                raise
+            self._turn(worker, partial(worker.refuse, error))
+        else:
+            visit.handed[worker] = own, visit.value
+
+    def _turn(self, worker: Worker, give: Callable[[], None]) -> None:
+        """Give a worker its turn, and take note of how it ended."""
+        saves = saving.saves.get() if self.batch.split else None
+        before = saves.versions() if saves else {}
+        give()
+        if saves is not None and before:  # rows of one tensor count their changes together
+            saves.tolerate(before, worker.ident)
+        if worker.error is not None:
+            error, worker.error = worker.error, None
+            self.failure = (error, error.__traceback__)
+            try:
+                raise error
+            finally:
+                del error
+        if worker.stopped:
+            self.stopping = True
+        if self._visit is not None and self._visit.handed:
+            self._take_changes(worker, self._visit)
+
+    def _release(self) -> bool:
+        """Let workers go on that waited for another block; whether there was one."""
+        found = False
+        for worker in self.workers:
+            request = worker.request
+            if request is not None and request.ready is not None and request.ready():
+                found = True
+                self._turn(worker, worker.resume)
+        return found
+
+    def finish(self) -> None:
+        """The call is over: whoever still waits is told so, where it waits."""
+        self.over = True
+        if self.failure is not None:  # the model's own code caught a block's error on its way
+            raise self.failure[0]
+        while (waiting := self._next_waiting()) is not None:
+            worker, request = waiting
+            self._turn(worker, partial(worker.refuse, self._missed(request)))
+            while self._release():
+                pass
+        self.completed = True
+
+    def _next_waiting(self) -> tuple[Worker, Request] | None:
+        """The first that waits for the model; else the first that waits for another block."""
+        waiting = [(w, w.request) for w in self.workers if w.request is not None]
+        return min(waiting, key=lambda pair: pair[1].action == WAIT, default=None)
+
+    def _missed(self, request: Request) -> BaseException:
+        if request.action == WAIT and request.missed is not None:
+            return request.missed()
+        location = request.location
+        assert location is not None
+        visits = self.visits.get(location, 0)
+        if request.visit:
+            return errors.beyond(location, request.visit, visits)
+        story = self.passage.story(location) if self.passage is not None else ""
+        if story == "passed":
+            return errors.passed(location, self.last)
+        return errors.never(location) if story == "never" else errors.missed(location, self.last)
+
+    def cancel(self) -> list[Worker]:
+        """End every worker that is still parked, so that its `finally` clauses run.
+
+        Returns:
+            The workers that were still waiting for a value, or had yet to begin.
+        """
+        self.over = True
+        cut = [worker for worker in self.workers if worker.alive or not worker.begun]
+        for worker in cut:
+            while worker.alive:
+                try:
+                    worker.refuse(errors.Cancelled())
+                except BaseException:  # a Ctrl-C: do not wait for this block's `finally`
+                    worker.give_up()
+            worker.error = None
+        return cut
+
+    def blame(self, error: BaseException) -> None:
+        """Give a block's error the traceback it had in the block, without the model's frames."""
+        if self.failure is not None and error is self.failure[0]:
+            error.__traceback__ = self.failure[1]
+
+    def close(self) -> None:
+        """Take everything off the model, and let go of what the run held."""
+        trouble: BaseException | None = None
+        while self._undo or any(worker.alive for worker in self.workers):
+            try:
+                self.cancel()
+                while self._undo:
+                    self._undo[-1]()
+                    self._undo.pop()
+            except KeyboardInterrupt as error:  # first everything is taken off
+                trouble = error
+            except Exception as error:  # one that fails must not keep the others
+                self._undo.pop()
+                trouble = error
+        self._let_go()
+        if trouble is not None:
+            raise trouble
+
+    def _let_go(self) -> None:
+        self._watched.clear()
+        self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
+        self.workers = []
+        self._visit = self.tree = self.failure = self.passage = None
+
+    def at_close(self, undo: Undo) -> None:
+        """Call `undo` when the run is over."""
+        self._undo.append(undo)
+
+    def holds(self) -> bool:
+        """Whether a module call on this thread belongs to this run."""
+        return threading.get_ident() in self.threads
+
+    # --- the worker's side, in its turn -----------------------------------------------------------
+
+    def expect(self, worker: Worker, request: Request) -> tuple[bool, Any]:
+        """Take in what a worker is about to park for.
+
+        Returns:
+            Whether the answer is at hand already, and the answer.
+
+        Raises:
+            OutsideTraceError: the location belongs to another model.
+            OutOfOrderError: the run has passed it.
+        """
+        location = request.location
+        if location is None:
+            return False, None
+        if location.owner.tree is not self.tree:
+            raise errors.other_tree(location, self.tree)
+        visit = self._visit
+        if visit is not None and self._is_for(request, visit):
+            if visit.state is not None and visit.state != ambient.brief():
+                return False, None  # cut and join rows as the model would, not as this block
+            return True, self._serve(worker, request, visit)
+        if not self.over:
+            self.watch(location)
+        if self.visits.get(location, 0) > request.visit:
+            raise errors.ended(location) if self.over else errors.passed(location, self.last)
+        return False, None
+
+    def watch(self, location: Location) -> None:
+        """See that the run offers the value at `location` when it comes by."""
+        if location not in self._watched:
+            if self.passage is not None and (before := self.passage.before(location)):
+                self.visits.setdefault(location, before)
+            location.owner.watch(location.kind, self)
+            self._watched.add(location)
+
+
+def outcome(
+    batch: Batch, location: Location, skips: dict[Rows | None, Any], run: Callable[[], Any]
+) -> Any:
+    """What a module gives when blocks skip it: their values, and for the other rows its own."""
+    whole = [value for rows, value in skips.items() if rows is None or not batch.split]
+    if whole:
+        return whole[-1]
+    parts = [(rows, value) for rows, value in skips.items() if rows is not None]
+    if sum(rows.size for rows, _ in parts) == batch.total:
+        return assemble(parts, location)
+    result = run()
+    for rows, value in parts:
+        result = batch.widen(result, rows, value, Location(location.owner, SKIP))
+    return result

@@ -1,0 +1,93 @@
+"""The only functions that park a worker: read, write, skip, wait.
+
+A block that asks for a value gives up its turn until the model has it. Everything else a block
+does is ordinary Python, run while the model is held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from nnsight.interleave import errors
+from nnsight.interleave.location import SKIP, Location
+
+READ, WRITE, GATE, WAIT = "read", "write", "skip", "wait"
+
+
+class Request(NamedTuple):
+    """What a worker is parked for."""
+
+    action: str  # READ, WRITE, GATE (skip the module) or WAIT (for another block)
+    location: Location | None  # where; None for WAIT
+    visit: int = 0  # the n-th time that the run comes by there
+    value: Any = None  # the replacement, for WRITE and GATE
+    ready: Callable[[], bool] | None = None  # whether a WAIT is over
+    missed: Callable[[], BaseException] | None = None  # what a WAIT that never ends means
+
+
+class Asker(Protocol):
+    """Who can ask for values: the worker that a block runs on."""
+
+    @property
+    def tree(self) -> Any:
+        """The model that it runs beside."""
+        ...
+
+    def ask(self, request: Request) -> Any:
+        """Park for `request` and return the answer."""
+        ...
+
+
+class _Here(threading.local):
+    """What this thread is running."""
+
+    worker: Any = None  # an `Asker`, or None
+    outside_invokes: bool = False  # in the body of a trace, between its invokes
+
+
+here = _Here()
+
+
+def current(what: object) -> Asker:
+    """The worker that this thread runs.
+
+    Raises:
+        OutsideTraceError: this thread runs no block beside a model.
+    """
+    worker = here.worker
+    if here.outside_invokes:
+        raise errors.between_invokes(what)
+    if worker is None:
+        raise errors.outside(what)
+    return worker
+
+
+def read(location: Location) -> Any:
+    """The value at `location`, as soon as the model has it: this block's rows of it."""
+    return current(location).ask(Request(READ, location))
+
+
+def write(location: Location, value: Any) -> None:
+    """Replace the value at `location`, for the model and for whoever reads it afterwards."""
+    worker = current(location)
+    if value is None:
+        raise errors.none_value(location)
+    worker.ask(Request(WRITE, location, value=value))
+
+
+def skip(owner: Any, value: Any) -> None:
+    """Do not run the module at `owner`: `value` is its output."""
+    location = Location(owner, SKIP)
+    current(location).ask(Request(GATE, location, value=value))
+
+
+def wait(ready: Callable[[], bool], missed: Callable[[], BaseException]) -> None:
+    """Wait until `ready()`, which only another block can bring about.
+
+    Raises:
+        BaseException: `missed()`, if the run ends first.
+    """
+    if not ready():
+        current("this name").ask(Request(WAIT, None, ready=ready, missed=missed))

@@ -1,0 +1,226 @@
+"""`Worker`: one run of one block, on a thread of its own, in turns with the model."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from nnsight.interleave import ambient, errors
+from nnsight.interleave.batching import Rows
+from nnsight.interleave.request import Request, here
+from nnsight.interleave.turns import TurnThread, give_back, take_thread
+
+PATIENCE = 10_000  # how often a block may catch the news that its run is over
+
+
+class Run(Protocol):
+    """What a worker sees of the run that it takes part in."""
+
+    tree: Any
+    threads: set[int]
+    typical: bool
+
+    def expect(self, worker: Any, request: Request) -> tuple[bool, Any]:
+        """Take in what a worker is about to park for: whether the answer is at hand, and it."""
+        ...
+
+
+class Worker:
+    """One run of one block.
+
+    Args:
+        body: the block, as a function without arguments.
+        rows: its rows of the batch; None sees the whole batch.
+        where: `file, line n` of the block, for messages.
+        state: the torch state it starts with; None takes that of the run's caller.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[], Any],
+        rows: Rows | None = None,
+        where: str = "",
+        state: ambient.Ambient | None = None,
+    ) -> None:
+        self.rows = rows
+        self.where = where
+        self.state = state
+        self.begun = False
+        self.request: Request | None = None  # what it is parked for
+        self.error: BaseException | None = None  # what it ended with
+        self.stopped = False  # it called `tracer.stop()`
+        self.ended = False
+        self.ident = 0  # of its thread, once it has started
+        self._body: Callable[[], Any] | None = body
+        self._run: Run | None = None
+        self._thread: TurnThread | None = None
+        self._answer: Any = None
+        self._refusal: BaseException | None = None
+        self._refusals = 0
+        self._given_up: TurnThread | None = None  # nobody waits for it any more
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has begun and not come to its end."""
+        return self._thread is not None
+
+    @property
+    def tree(self) -> Any:
+        """The model that it runs beside; None when it does not run."""
+        return None if self._run is None else self._run.tree
+
+    @contextmanager
+    def observed(self) -> Generator[Any]:
+        """Module calls of this block are part of its run meanwhile: other blocks see them."""
+        ident, run = threading.get_ident(), self._run
+        assert run is not None
+        already = ident in run.threads
+        run.threads.add(ident)
+        run.typical = False
+        try:
+            yield run
+        finally:
+            if not already:
+                run.threads.discard(ident)
+
+    # Driving it: called with the turn, from the model's side.
+
+    def start(self, run: Run, state: ambient.Ambient) -> None:
+        """Run the block until it parks for the first time or ends."""
+        self._run, self.begun = run, True
+        tracers = sys.gettrace() or threading.gettrace(), threading.getprofile()
+        context = contextvars.copy_context()
+
+        def job() -> None:
+            context.run(self._live, state, tracers)
+
+        self._thread = take_thread()
+        self.ident = self._thread.ident
+        self._turn(lambda thread: thread.start(job))
+
+    def resume(self, answer: Any = None) -> None:
+        """Answer what it is parked for; it runs until it parks again or ends."""
+        self.request, self._answer = None, answer
+        self._turn(TurnThread.resume)
+
+    def refuse(self, error: BaseException) -> None:
+        """Raise `error` where it is parked; it runs until it parks again or ends."""
+        self._refusals += 1
+        if self._refusals > PATIENCE:  # it would catch this one too: never wake it again
+            self.give_up()
+            self.error = errors.swallowed(self.where)
+            return
+        self.request, self._refusal = None, error
+        self._turn(TurnThread.resume)
+
+    def give_up(self) -> None:
+        """Wait for it no more: its thread rests for ever where it is."""
+        thread = self._thread
+        if thread is not None:
+            thread.abandoned = True
+        self._given_up, self.ended, self.request = thread, True, None
+        self._thread = self._run = self._answer = None
+
+    def _turn(self, drive: Callable[[TurnThread], None]) -> None:
+        thread = self._thread
+        if thread is None:
+            raise errors.InternalError("a block was given a turn before it started")
+        try:
+            drive(thread)
+        except BaseException as error:  # a Ctrl-C, or what the handler of another signal raised
+            if thread.abandoned or thread.severed:
+                self.give_up()
+            interrupted = isinstance(self.error, KeyboardInterrupt)
+            if not interrupted or not isinstance(error, KeyboardInterrupt):
+                self.error = None
+                raise
+        finally:  # not raised again: the block's own KeyboardInterrupt names its line
+            if thread.resting and self._thread is not None:
+                self.ended = True
+                self._thread = self._run = self._answer = self.request = None
+                give_back(thread)
+
+    # Running: on the worker's own thread.
+
+    def _live(self, state: ambient.Ambient, tracers: tuple[Any, Any]) -> None:
+        body, self._body = self._body, None
+        assert body is not None
+        here.worker, here.outside_invokes = self, False
+        try:
+            _trace(*tracers)
+            self._unshielded(state, body)
+        except errors.Stop:
+            self.stopped = True
+        except errors.Cancelled:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            _trace(None, None)
+            here.worker = None
+            self.ended = True
+
+    def _unshielded(self, state: ambient.Ambient, body: Callable[[], Any]) -> None:
+        """The part of a worker's life that a Ctrl-C may end."""
+        thread = self._thread
+        assert thread is not None
+        try:
+            thread.unshield()
+            ambient.run_with(state, body)
+        finally:
+            thread.shielded = True
+
+    def ask(self, request: Request) -> Any:
+        """Park for `request` and return the answer. Called by the block, with the turn."""
+        if self._given_up is not None:
+            self._given_up.rest_for_ever()
+        run, thread = self._run, self._thread
+        if thread is None or run is None:
+            raise errors.ended(request.location)
+        thread.shielded = True
+        try:
+            answer = self._answer_to(request, run, thread)
+        except BaseException:
+            thread.shielded = False
+            raise
+        thread.unshield()
+        return answer
+
+    def _answer_to(self, request: Request, run: Run, thread: TurnThread) -> Any:
+        try:
+            answered, answer = run.expect(self, request)
+        except Exception:
+            self._count_refusal(thread)
+            raise
+        if answered:
+            return answer
+        self.request = request
+        thread.park()
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal
+        answer, self._answer = self._answer, None
+        return answer
+
+    def _count_refusal(self, thread: TurnThread) -> None:
+        """End a block that catches every error and asks again, for ever."""
+        self._refusals += 1
+        if self._refusals > PATIENCE:
+            self.error = errors.swallowed(self.where)
+            self.give_up()
+            thread.park()
+
+
+def _trace(trace: Any, profile: Any) -> None:
+    """Let debuggers and coverage see the block: `sys.settrace` is per thread."""
+    if trace is not None or sys.gettrace() is not None:
+        sys.settrace(trace)
+    if profile is not None or sys.getprofile() is not None:
+        sys.setprofile(profile)

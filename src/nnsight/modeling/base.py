@@ -1,0 +1,41 @@
+"""`NNsight`: any PyTorch module, opened up."""
+
+from __future__ import annotations
+
+from torch.nn import Module
+
+from nnsight.envoy.envoy import Envoy, Rename
+
+
+class NNsight(Envoy):
+    """Wraps any `torch.nn.Module`; nothing is loaded and nothing in the module changes.
+
+    Inputs are passed on as they are, moved to the device of the first parameter. Several invokes
+    become one batch by concatenating their tensors; a subclass changes that by overriding
+    `_batch_size` and `_batch`.
+
+    Args:
+        module: the module to wrap.
+        path: the name of the root in messages and paths.
+        rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
+    """
+
+    def __init__(
+        self, module: Module, path: str = "model", *, rename: Rename | None = None
+    ) -> None:
+        super().__init__(module, path, rename=rename)
+
+    @property
+    def _model(self) -> Module:
+        """The wrapped module (an older name of `_module`)."""
+        return self._module
+
+    @property
+    def local_model(self) -> Module:
+        """The wrapped module (an older name of `_module`)."""
+        return self._module
+
+    def _update(self, module: Module) -> None:
+        """Point the whole tree at another module of the same structure; envoys stay themselves."""
+        self._tree.root = module
+        self._repoint(module)

@@ -1,0 +1,242 @@
+"""What can go wrong while a model is loaded or fed, and the texts that say so."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+FORMS = (
+    "A prompt is a string, token ids (a list, a 1-d or 2-d integer tensor or array), a chat (a "
+    "list of dicts with 'role' and 'content'), a dict of named inputs such as a tokenizer "
+    "returns, or a list of those; anything else goes in by name, as in `trace(inputs_embeds=...)`."
+)
+
+
+class LoadError(OSError):
+    """A model, its config or its tokenizer could not be read from where it was said to be."""
+
+
+def show(value: Any) -> str:
+    """`value` as a message shows it: tensors by shape and dtype, anything long cut short."""
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return reprlib.repr(value)
+
+
+# --- reading an input ------------------------------------------------------------------------
+
+
+def empty_input(value: Any) -> ValueError:
+    return ValueError(
+        f"The input is empty ({show(value)}): a forward pass needs at least one token. To start "
+        "from nothing but the beginning-of-sequence token, pass its id: "
+        "`[model.tokenizer.bos_token_id]`."
+    )
+
+
+def unreadable_input(value: Any) -> ValueError:
+    return ValueError(f"{show(value)} of type {type(value).__name__} is not a prompt. {FORMS}")
+
+
+def not_ids(value: torch.Tensor) -> ValueError:
+    if value.is_floating_point():
+        way_out = "Pass embeddings by name: `inputs_embeds=`."
+    else:
+        way_out = "Token ids are integers, in one dimension or in two (rows, tokens)."
+    return ValueError(f"{show(value)} is not token ids. {way_out}")
+
+
+def many_positional(count: int) -> ValueError:
+    return ValueError(
+        f"{count} unnamed inputs were given where one is expected. Put several prompts into one "
+        "list, `trace([a, b])`, or into an invoke each; name anything else, as in "
+        "`trace(ids, attention_mask=mask)`."
+    )
+
+
+def given_twice(name: str) -> ValueError:
+    return ValueError(f"`{name}` was given twice: once in the input and once by name. Keep one.")
+
+
+def no_tokenizer() -> ValueError:
+    return ValueError(
+        "This prompt is text, and the model has no tokenizer to read it with. Pass one when the "
+        "model is made, `LanguageModel(module, tokenizer=tokenizer)`, or pass token ids."
+    )
+
+
+def no_chat_template() -> ValueError:
+    return ValueError(
+        "This prompt is a chat, and the tokenizer has no chat template to write it out with. Set "
+        "`model.tokenizer.chat_template`, or pass the conversation as one string."
+    )
+
+
+def wrong_rows(name: str, value: torch.Tensor, rows: int) -> ValueError:
+    return ValueError(
+        f"`{name}` is {show(value)}, but the input that it goes with has {rows} row(s): its first "
+        "dimension must be the same."
+    )
+
+
+def wrong_length(name: str, value: torch.Tensor, length: int) -> ValueError:
+    return ValueError(
+        f"`{name}` is {show(value)}, but the input that it goes with is {length} token(s) long: "
+        "its second dimension must be the same."
+    )
+
+
+def ragged_values(name: str) -> ValueError:
+    return ValueError(
+        f"`{name}` is a list that cannot be made into a tensor: its rows must hold numbers, and "
+        "as many as the input has tokens."
+    )
+
+
+def unlike_labels() -> ValueError:
+    return ValueError(
+        "The text in `labels` does not come to as many tokens as the prompt, row for row, so there "
+        "is not one target for each token. Pass the prompt itself, or ids with -100 where there is "
+        "no target."
+    )
+
+
+# --- joining inputs --------------------------------------------------------------------------
+
+
+def missing_field(name: str, noun: str, have: Sequence[int], lack: Sequence[int]) -> ValueError:
+    """Some invokes name a per-row input, others do not, and there is nothing to put there."""
+    text = (
+        f"Can't batch these {noun}s: `{name}` is given by {_listed(noun, have)} but not by "
+        f"{_listed(noun, lack)}, and it has no default. Give it in every {noun}."
+    )
+    if name in ("input_ids", "inputs_embeds"):
+        text += (
+            " Token ids and embeddings do not mix in one batch: embed the ids first with "
+            "`model.get_input_embeddings()(ids)`."
+        )
+    return ValueError(text)
+
+
+def unequal_shapes(name: str, noun: str, shapes: Iterable[Sequence[int]]) -> ValueError:
+    return ValueError(
+        f"Can't batch these {noun}s: `{name}` has the shapes "
+        f"{', '.join(str(tuple(shape)) for shape in shapes)}, which differ beyond the first "
+        f"dimension. Pad it yourself to one shape, or use a trace for each {noun}."
+    )
+
+
+def conflicting_keyword(name: str, first: Any, second: Any) -> ValueError:
+    return ValueError(
+        f"Can't batch these invokes: they share one call, and `{name}` is {show(first)} in one and "
+        f"{show(second)} in another. Give it once, in `trace({name}=...)`, or use two traces."
+    )
+
+
+def no_mask(method: str) -> ValueError:
+    return ValueError(
+        f"These prompts differ in length, so they must be padded, but {method} takes no "
+        "`attention_mask` that would keep the padding out of the result. Use one trace for each "
+        "length."
+    )
+
+
+# --- what the model can take -----------------------------------------------------------------
+
+
+def unknown_token(token: int, row: int, vocab_size: int) -> ValueError:
+    return ValueError(
+        f"Token id {token} (row {row}) is outside the model's vocabulary of {vocab_size} ids, 0 to "
+        f"{vocab_size - 1}. Does the tokenizer belong to this model? After adding tokens to it, "
+        "call `resize_token_embeddings` on the model."
+    )
+
+
+def too_long(length: int, limit: int) -> ValueError:
+    return ValueError(
+        f"The input is {length} tokens long, and this model has positions for {limit}. Shorten it, "
+        f"or pass `truncation=True, max_length={limit}` along with the text."
+    )
+
+
+# --- loading ---------------------------------------------------------------------------------
+
+
+def no_folder(path: str) -> LoadError:
+    return LoadError(
+        f"There is no folder {path!r}. Pass the folder that `save_pretrained` wrote, or a hub id "
+        "such as 'openai-community/gpt2'."
+    )
+
+
+def no_config(path: str) -> LoadError:
+    return LoadError(
+        f"The folder {path!r} has no config.json, so it is not a saved model. Pass the folder that "
+        "`save_pretrained` wrote (for a training run, one of its checkpoint folders)."
+    )
+
+
+def unloadable(what: str, source: str, local: bool, reason: BaseException) -> LoadError:
+    """transformers could not read `source`; its reason is kept as the cause."""
+    if local:
+        way_out = "See that the folder is complete: `save_pretrained` writes all there is to it."
+    else:
+        way_out = (
+            "Check the spelling, the network and, for a gated model, that you are logged in to the "
+            "hub; without network, pass the path of a downloaded folder."
+        )
+    return LoadError(f"The {what} of {source!r} could not be loaded: {_first(reason)} {way_out}")
+
+
+def no_tokenizer_at(source: str, reason: BaseException | str) -> LoadError:
+    return LoadError(
+        f"The tokenizer of {source!r} could not be loaded: {_first(reason)} Pass another, as an "
+        "object or by where it lies: `tokenizer=`. Token ids need no tokenizer."
+    )
+
+
+def _first(reason: BaseException | str) -> str:
+    """The first sentence of what somebody else's code has to say."""
+    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    sentence = line.partition(". ")[0].rstrip(".,;: ")
+    return f"{sentence[:200]}."
+
+
+def wrong_automodel(automodel: str, source: str, architectures: Sequence[str]) -> ValueError:
+    hint = f"automodel={architectures[0]!r}" if architectures else "the class it was saved from"
+    return ValueError(
+        f"{automodel} does not know how to build {source!r}. Say which class does: {hint}."
+    )
+
+
+def no_such_automodel(name: str, near: Sequence[str]) -> ValueError:
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"transformers has no class named {name!r}.{hint}")
+
+
+def nothing_to_load() -> TypeError:
+    return TypeError(
+        "Nothing to load: pass a hub id, a folder, a loaded module or a config as the first "
+        "argument."
+    )
+
+
+def meta_module() -> ValueError:
+    return ValueError(
+        "This module was handed over on the meta device, so it has no weights, and nothing says "
+        "where to load them from. Load it first, or pass its hub id or folder instead."
+    )
+
+
+def spread_config(device_map: Any) -> ValueError:
+    return ValueError(
+        f"A model with random weights goes to one device, and `device_map` is {show(device_map)}. "
+        "Pass one device, such as 'cuda:0'."
+    )
+
+
+def _listed(noun: str, places: Sequence[int]) -> str:
+    return f"{noun} {', '.join(str(place) for place in places)}"

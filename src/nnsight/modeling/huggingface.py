@@ -1,0 +1,105 @@
+"""`HuggingFaceModel`: a transformers model, seen before its weights are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnsight.modeling.base import NNsight
+from nnsight.modeling.loading import Loader, loader
+from nnsight.modeling.meta import is_meta
+
+
+class HuggingFaceModel(NNsight):
+    """A transformers model by its hub id or folder, a loaded one, or one made from a config.
+
+    The tree is there at once; weights are read when the model first runs, or by `dispatch()`.
+    Until then the parameters are on the meta device. `model.layer` stays the same object when the
+    weights come.
+
+    Args:
+        repo_id: a hub id, a folder that `save_pretrained` wrote (string or `Path`), a loaded
+            module, or a config, for random weights.
+        automodel: the transformers class that builds the model, or its name.
+        config: used instead of the model's own: a config, or where to read one.
+        revision: of a hub id: a branch, a tag or a commit.
+        dispatch: read the weights now.
+        rename: other names for modules, e.g. `{"transformer.h": "layers"}`.
+        path: the name of the root in messages and paths.
+        meta_buffers: whether buffers are on the meta device too until the weights come.
+        model_key: an older name of `repo_id`.
+        config_model: an older name of `config`.
+        **options: passed to `from_pretrained`: `device_map`, `dtype` (or `torch_dtype`),
+            `attn_implementation`, `quantization_config`, `trust_remote_code`, `token`, ...
+
+    Raises:
+        LoadError: there is no such folder, or the config cannot be read.
+        ValueError: `automodel` does not know this kind of model.
+    """
+
+    _loader: Loader
+    _dispatched: bool
+
+    def __init__(
+        self,
+        repo_id: str | Path | torch.nn.Module | Any = None,
+        *,
+        automodel: str | type = "AutoModel",
+        config: Any = None,
+        revision: str | None = None,
+        dispatch: bool = False,
+        rename: Any = None,
+        path: str = "model",
+        meta_buffers: bool = True,
+        model_key: str | Path | None = None,
+        config_model: Any = None,
+        **options: Any,
+    ) -> None:
+        source = model_key if repo_id is None else repo_id
+        config = config_model if config is None else config
+        self._loader = loader(source, automodel, config, revision, meta_buffers, **options)
+        module = self._loader.weights() if dispatch else self._loader.skeleton()
+        self._dispatched = not is_meta(module)
+        super().__init__(module, path, rename=rename)
+
+    @property
+    def config(self) -> Any:
+        """The config of the model; what is changed on it before the weights come is in force then.
+
+        None for a module that has none.
+        """
+        return getattr(self._module, "config", None)
+
+    @property
+    def repo_id(self) -> str | None:
+        """The hub id or folder that the model comes from, as far as is known."""
+        return self._loader.source or getattr(self.config, "name_or_path", None) or None
+
+    @property
+    def revision(self) -> str | None:
+        """The revision that was asked for; None for the default one."""
+        return self._loader.revision
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether the weights are there."""
+        return self._dispatched
+
+    def dispatch(self) -> None:
+        """Read the weights now, if they are not there yet.
+
+        Raises:
+            LoadError: they cannot be read.
+        """
+        if not self._dispatched:
+            self._update(self._loader.weights())
+            self._dispatched = True
+
+    def dispatch_model(self) -> None:
+        """The same as `dispatch()` (an older name)."""
+        self.dispatch()
+
+    def _before_run(self) -> None:
+        self.dispatch()

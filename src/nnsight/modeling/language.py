@@ -1,0 +1,134 @@
+"""`LanguageModel`: a transformers model that reads text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnsight.envoy.keywords import without_retired
+from nnsight.modeling import inputs as reading
+from nnsight.modeling.format import Format, format_of, is_causal
+from nnsight.modeling.huggingface import HuggingFaceModel
+from nnsight.modeling.keywords import warn_swallowed
+from nnsight.modeling.tokenizer import LazyTokenizer
+from nnsight.traces.invoke import Inputs
+
+
+class LanguageModel(HuggingFaceModel):
+    """A language model whose inputs are prompts in any form.
+
+        model = LanguageModel("openai-community/gpt2", device_map="auto")
+        with model.trace("The Eiffel Tower is in the city of"):
+            hidden = model.transformer.h[5].output.save()
+
+    A prompt is a string, token ids (a list, a 1-d or 2-d tensor or array), a chat (a list of dicts
+    with `role` and `content`), named inputs (a dict, as a tokenizer returns it), or a list of
+    those. Named inputs also go in by keyword: `trace(input_ids=..., attention_mask=...)`.
+
+    Prompts of one batch may differ in form and length. Decoders are padded on the left and the
+    rest on the right, with a mask and, where needed, positions, so that each prompt gives the
+    numbers that it gives alone.
+
+    Args:
+        repo_id: a hub id, a folder (string or `Path`), a loaded module, or a config.
+        tokenizer: the tokenizer, or the hub id or folder of one; the model's own if left out. A
+            loaded module brings none along, so text needs one here.
+        automodel: the transformers class that builds the model, or its name.
+        tokenizer_kwargs: passed on when the tokenizer is read.
+        **options: as for `HuggingFaceModel`: `config`, `revision`, `dispatch`, `rename`, and what
+            `from_pretrained` takes.
+    """
+
+    _tokenizer: LazyTokenizer
+    _known_format: Format | None
+
+    def __init__(
+        self,
+        repo_id: str | Path | torch.nn.Module | Any = None,
+        *,
+        tokenizer: Any = None,
+        automodel: str | type = "AutoModelForCausalLM",
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(repo_id, automodel=automodel, **options)
+        side = "left" if is_causal(self._module) else "right"
+        own = self._loader.tokenizer
+        self._tokenizer = LazyTokenizer(tokenizer, own, tokenizer_kwargs, usual_side=side)
+        self._known_format = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, read when first asked for; None if the model came without one.
+
+        Raises:
+            LoadError: it cannot be read.
+        """
+        return self._tokenizer.get()
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer.set(tokenizer)
+
+    def trace(
+        self,
+        *inputs: Any,
+        fn: str | Callable[..., Any] | None = None,
+        trace: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Run one forward pass with the block under this `with` beside it.
+
+        Args:
+            *inputs: a prompt in any form; without one the block opens `tracer.invoke(...)` blocks.
+            fn: what to run instead of the forward: the name of a method, or a callable.
+            trace: False runs the model at once, without a block, and returns its output.
+            **kwargs: named inputs and settings of the forward, such as `output_attentions=True`;
+                beside text also `add_special_tokens`, `truncation` and `max_length`. One that the
+                forward would take and ignore is a warning.
+
+        Returns:
+            A context manager, or the output of the model if `trace` is False.
+
+        Raises:
+            ValueError: an input is empty or no prompt; or, when the block ends, it holds ids that
+                the model does not have, is too long, or cannot be batched with the others.
+        """
+        format = self._format.of(fn if isinstance(fn, str) else "__call__")
+        kwargs = without_retired(kwargs, format.taken.names)
+        settings = {name: kwargs[name] for name in kwargs if name not in _TRACE_KEYWORDS}
+        if not format.generates and not self._batch_size(*inputs, **settings):
+            warn_swallowed(settings, format.taken, format.method_name)
+        return super().trace(*inputs, fn=fn, trace=trace, **kwargs)
+
+    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Continue prompts, and return what the model's own `generate` returns.
+
+        Args:
+            *inputs: a prompt in any form that `trace` takes.
+            **kwargs: named inputs and settings of generation, such as `max_new_tokens=20`.
+
+        Returns:
+            Token ids, int64 `(rows, prompt + new tokens)`, unless the settings ask for more.
+        """
+        return self.trace(*inputs, fn="generate", trace=False, **kwargs)
+
+    @property
+    def _format(self) -> Format:
+        if self._known_format is None or self._known_format.module is not self._module:
+            self._known_format = format_of(self._module, self._tokenizer)
+        return self._known_format
+
+    def _batch_size(self, *args: Any, **kwargs: Any) -> int:
+        return reading.count_rows(args, kwargs)
+
+    def _batch(self, inputs: list[Inputs], fn: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return reading.batch(inputs, self._format.of(fn))
+
+
+_TRACE_KEYWORDS = frozenset(inspect.signature(HuggingFaceModel.trace).parameters)
+"""What a trace itself takes; the other keywords are for the model."""

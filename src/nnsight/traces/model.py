@@ -1,0 +1,56 @@
+"""What a trace needs to know of a model: the part of `Envoy` that this room sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nnsight.interleave.batching import Batch
+from nnsight.interleave.interleaver import Interleaver
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one invoke (or a trace without invokes) was given."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """A wrapped module that can be traced."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def tree(self) -> Any: ...
+
+    def _batch_size(self, *args: Any, **kwargs: Any) -> int:
+        """How many rows inputs contribute; 0 for parameters without data."""
+        ...
+
+    def _batch(self, inputs: list[Inputs], fn: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """One call from the inputs of all invokes that contribute rows."""
+        ...
+
+    def _before_run(self) -> None:
+        """Get ready to run: load weights that are not there yet."""
+        ...
+
+    def _place(self, value: Any) -> Any:
+        """Move the tensors of a nested value to where the model expects its inputs."""
+        ...
+
+    def _callable(self, fn: str | Callable[..., Any] | None) -> Callable[..., Any]:
+        """What a trace runs: the module itself, a method of it, or the callable given."""
+        ...
+
+    def _enter(self, run: Interleaver, fn: str) -> None:
+        """Prepare the module for one run; undo it when the run closes."""
+        ...
+
+    def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
+        """How the rows of a combined input belong to its invokes."""
+        ...

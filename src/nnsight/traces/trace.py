@@ -1,0 +1,321 @@
+"""`model.trace(...)`: one forward of a model with blocks of the user's beside it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from nnsight.capture import traceback
+from nnsight.capture.errors import NestedTraceError
+from nnsight.capture.saving import Saves, save, saves
+from nnsight.capture.tracer import Backend, Tracer
+from nnsight.interleave import errors
+from nnsight.interleave.batching import Rows
+from nnsight.interleave.interleaver import Interleaver
+from nnsight.interleave.location import OUTPUT, RESULT, Location
+from nnsight.interleave.request import here
+from nnsight.interleave.run import run
+from nnsight.interleave.value import Value
+from nnsight.interleave.worker import Worker
+from nnsight.traces.barrier import Barrier
+from nnsight.traces.invoke import Invoke, refuse_inside_run
+from nnsight.traces.model import Inputs, Model
+from nnsight.traces.sharing import Names
+
+
+def _of_the_model(name: str) -> Any:
+    """A value of the traced model, read and assigned through the trace."""
+
+    def get(trace: Trace) -> Any:
+        return getattr(trace.model, name)
+
+    def put(trace: Trace, value: Any) -> None:
+        setattr(trace.model, name, value)
+
+    return property(get, put)
+
+
+class Trace(Tracer):
+    """What `model.trace(...)` returns: enter it with `with`.
+
+    With an input the whole block runs beside one forward on it. Without one the block opens
+    `tracer.invoke(...)` blocks, and one forward runs over the batch of all their inputs.
+
+    Names that a trace does not have are those of the traced model, so
+    `with model.trace(x) as m: m.layer.output` reads like the model itself.
+    """
+
+    path = ""
+    _ended = False
+    result = Value(
+        RESULT,
+        doc="""What the traced call returned (for a module: its output). Read it last.
+
+        Assigning replaces it for whoever reads it afterwards, and for the caller.
+        """,
+    )
+
+    def __init__(
+        self,
+        model: Model,
+        given: Inputs,
+        fn: str | Callable[..., Any] | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__(backend)
+        self.model = model
+        self.given = given
+        self.fn = fn
+        self.invokes: list[Invoke] = []
+
+    # --- in the block -----------------------------------------------------------------------------
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
+        """A block for one more input: `with tracer.invoke(prompt):`.
+
+        Every kind of input that `trace` takes. Blocks run side by side in one forward, each on its
+        own rows; without an input a block sees all rows.
+
+        Raises:
+            ValueError: called inside a block that already has its input.
+        """
+        if self._size():
+            raise ValueError(
+                "Cannot invoke: this trace was given an input of its own, so its block is the only "
+                "one. Give the inputs to the invokes: `with model.trace() as tracer:`."
+            )
+        if self.scope is None:
+            raise ValueError(
+                "Cannot invoke: this trace is not open, so no forward is to come that the input "
+                "could join. Write the invoke inside `with model.trace() as tracer:`."
+            )
+        refuse_inside_run()
+        return Invoke(self.take, Inputs(args, kwargs))
+
+    def barrier(self, n: int) -> Barrier:
+        """A point at which `n` blocks wait for one another; call it in each of them."""
+        return Barrier(n)
+
+    def stop(self) -> None:
+        """End the run here: the rest of this block and of the forward does not happen.
+
+        What was bound before is kept. Blocks of other invokes that still wait for values end with
+        a warning.
+
+        Raises:
+            ValueError: called outside a block that runs beside the model.
+        """
+        if here.worker is None or here.outside_invokes:
+            raise errors.nothing_runs("tracer.stop()")
+        raise errors.Stop
+
+    # --- the owner of `result` --------------------------------------------------------------------
+
+    @property
+    def tree(self) -> Any:
+        return self.model.tree
+
+    def watch(self, kind: str, run: Interleaver) -> None:
+        """Nothing to do: the run offers its result by itself."""
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def _size(self) -> int:
+        """How many rows the trace's own input has; 0 without one."""
+        return _rows_in(self.model, self.given)
+
+    def take(self, invoke: Invoke) -> None:
+        """One more invoke, captured and yet to run."""
+        scope = invoke.block_scope
+        assert scope is not None and self.scope is not None
+        self.invokes.append(invoke)
+        if scope.frame is not None and scope.frame.f_code is self.scope.block.code:
+            self.inner.append(scope)
+
+    def execute(self) -> Any:
+        """Run the blocks beside the model."""
+        if self._ended:
+            raise NestedTraceError(
+                "this trace has run already, and a trace runs once: call `model.trace(...)` again"
+            )
+        refuse_same_model(self.model)
+        if size := self._size():
+            return self._run_block(size)
+        self._run_outer_block()
+        return self._run_invokes()
+
+    def _run_block(self, size: int) -> Any:
+        scope = self.scope
+        assert scope is not None
+        workers = []
+        if not scope.block.trivial:
+            workers = [Worker(scope.function(self, save), where=scope.block.where)]
+        args, kwargs = self.model._batch([self.given], self._fn_name())
+        return self.run_workers(workers, args, kwargs, size, split=False)
+
+    def _run_outer_block(self) -> None:
+        """Run the body that opens the invokes, as the ordinary Python that it is."""
+        assert self.scope is not None
+        with _outside_invokes():
+            self.scope.function(self, save)()
+
+    def _run_invokes(self) -> Any:
+        sizes = [_rows_in(self.model, invoke.given) for invoke in self.invokes]
+        given = [i.given for i, size in zip(self.invokes, sizes, strict=True) if size]
+        if not given:
+            raise _nothing_to_run()
+        args, kwargs = self.model._batch(given, self._fn_name())
+        for invoke, size in zip(self.invokes, sizes, strict=True):
+            if not size:
+                kwargs = {**kwargs, **invoke.given.kwargs}
+        workers = self._workers(sizes)
+        kwargs = {**kwargs, **self.given.kwargs}
+        return self.run_workers(workers, args, kwargs, sum(sizes), split=len(given) > 1)
+
+    def _workers(self, sizes: list[int]) -> list[Worker]:
+        scopes = [invoke.block_scope for invoke in self.invokes if invoke.block_scope is not None]
+        names = Names(scopes)
+        workers: list[Worker] = []
+        start = 0
+        for index, (invoke, size) in enumerate(zip(self.invokes, sizes, strict=True)):
+            scope = scopes[index]
+            body = scope.function(invoke, save, names.reader(index))
+            rows = Rows(start, size) if size else None
+            start += size
+            worker = Worker(body, rows, scope.block.where, invoke.state)
+            names.siblings[index].worker = worker
+            workers.append(worker)
+        return workers
+
+    def _fn_name(self) -> str:
+        return self.fn if isinstance(self.fn, str) else "__call__"
+
+    def run_workers(
+        self,
+        workers: list[Worker],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        total: int,
+        split: bool,
+    ) -> Any:
+        """Run the traced call on a combined input with `workers` beside it."""
+        model = self.model
+        model._before_run()
+        args, kwargs = model._place((args, kwargs))
+        call = functools.partial(model._callable(self.fn), *args, **kwargs)
+        batch = model._batch_of(total, split, call)
+        enter = functools.partial(model._enter, fn=self._fn_name())
+        try:
+            return run(model.tree, workers, batch, call, Location(self, RESULT), enter)
+        except TypeError as error:
+            if (text := errors.advice(error)) is not None:
+                traceback.note(error, text)
+            raise
+
+    def release(self) -> None:
+        super().release()
+        self._ended = True
+        self.invokes = []
+        self.given = Inputs()
+
+    # --- as the model -----------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "model" not in self.__dict__:
+            raise AttributeError(name)
+        try:
+            return getattr(self.model, name)
+        except AttributeError as error:
+            own = [n for n in dir(type(self)) if not n.startswith("_")]
+            if near := difflib.get_close_matches(name, own, n=1):
+                traceback.note(error, f"The tracer has `.{near[0]}`.")
+            raise
+
+    output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
+
+
+@contextmanager
+def _outside_invokes() -> Generator[None]:
+    before = here.outside_invokes
+    here.outside_invokes = True
+    try:
+        yield
+    finally:
+        here.outside_invokes = before
+
+
+def refuse_same_model(model: Model) -> None:
+    """A block cannot run the model that it runs beside.
+
+    Raises:
+        ValueError: this line is in a block of the same model.
+    """
+    worker = here.worker
+    if worker is not None and worker.tree is model.tree:
+        raise ValueError(
+            f"Cannot invoke during an active model execution / interleaving: `{model.path}` is in "
+            "the model that runs beside this block. Give the second input to an invoke of the same "
+            "trace, or open the second trace after the first has ended. (A trace of another model "
+            "may stand here, and `model.layer(x)` runs one module.)"
+        )
+
+
+def _rows_in(model: Model, given: Inputs) -> int:
+    """How many rows an input has; 0 where there is none.
+
+    Raises:
+        ValueError: there is an input, of no rows.
+    """
+    size = model._batch_size(*given.args, **given.kwargs)
+    if not size and given.args:
+        raise ValueError(
+            "this input has no rows: its first dimension is 0, so there is nothing to run the "
+            "model on. Give at least one row, or no input at all (an empty `tracer.invoke()` sees "
+            "the whole batch)."
+        )
+    return size
+
+
+def _nothing_to_run() -> ValueError:
+    return ValueError(
+        "trace() needs an input, or at least one `with tracer.invoke(...)` block with an input: "
+        "the model did not execute. Write `with model.trace(x):`, or `with model.trace() as "
+        "tracer:` and `with tracer.invoke(x):` in it."
+    )
+
+
+def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
+    """Run `fn(tracer, model)` beside the model: the callable form, which needs no source.
+
+    Returns:
+        What `fn` returned.
+
+    Raises:
+        ValueError: no input was given.
+    """
+    refuse_same_model(trace.model)
+    if not (size := trace._size()):
+        raise _nothing_to_run()
+    returned: list[Any] = []
+    worker = Worker(lambda: returned.append(fn(trace, trace.model)), where=_where(fn))
+    args, kwargs = trace.model._batch([trace.given], trace._fn_name())
+    token = saves.set(Saves()) if saves.get() is None else None
+    try:
+        trace.run_workers([worker], args, kwargs, size, split=False)
+    except BaseException as error:
+        traceback.clean(error)
+        raise
+    finally:
+        trace.release()
+        if token is not None:
+            saves.reset(token)
+    return returned[0] if returned else None
+
+
+def _where(fn: Callable[..., Any]) -> str:
+    """`file, line n` of a function, or what it is where it has no lines."""
+    code = getattr(getattr(fn, "func", fn), "__code__", None)
+    return repr(fn) if code is None else f"{code.co_filename}, line {code.co_firstlineno}"

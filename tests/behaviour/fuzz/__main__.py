@@ -1,0 +1,52 @@
+"""`python -m tests.behaviour.fuzz FIRST COUNT`: run seeds. A hang ends the process."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections import Counter
+
+import torch
+from tests.behaviour.fuzz.check import Wrong, check
+
+LIMIT = 10  # seconds for one seed
+
+
+def _watch(now: list[float]) -> None:
+    """End the process when a seed takes too long."""
+    while True:
+        time.sleep(0.5)
+        seed, since = now
+        if time.monotonic() - since > LIMIT:
+            print(f"seed {seed:.0f} hangs", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+            os._exit(3)
+
+
+def main(first: int, count: int) -> int:
+    torch.set_num_threads(1)
+    now = [float(first), time.monotonic()]
+    threading.Thread(target=_watch, args=(now,), daemon=True).start()
+    ends: Counter[str] = Counter()
+    wrong = 0
+    for seed in range(first, first + count):
+        now[:] = seed, time.monotonic()
+        faulthandler.dump_traceback_later(3 * LIMIT, exit=True)  # needs no GIL
+        try:
+            ends.update(check(seed).split())
+        except Wrong as error:
+            wrong += 1
+            if wrong < 4:
+                print(error, repr(error.__cause__), file=sys.stderr, flush=True)
+        except Exception as error:
+            raise RuntimeError(f"seed {seed}") from error
+    summary = dict(ends.most_common())
+    print(f"{count} seeds from {first} on: {wrong} wrong; the programs ended so: {summary}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

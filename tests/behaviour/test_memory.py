@@ -1,0 +1,181 @@
+"""With the garbage collector off, traces of every kind leave no tensor, no thread and no model."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from tests.behaviour.small import Network
+
+from nnsight import NNsight, OutOfOrderError
+
+TRACES = 200
+
+
+def reads(model, x):
+    with model.trace(x) as tracer:
+        hidden = model.first.output.save()
+        inputs = model.second.inputs.save()
+        result = tracer.result.save()
+    return hidden, inputs, result
+
+
+def writes(model, x):
+    with model.trace(x):
+        model.first.output = model.first.output * 2
+        model.second.output[:] = 0
+        out = model.output.save()
+    return out
+
+
+def skips(model, x):
+    with model.trace(x):
+        model.second.skip(model.second.input)
+        out = model.output.save()
+    return out
+
+
+def invokes(model, x):
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            hidden = model.first.output
+            one = model.output.save()
+        with tracer.invoke(x):
+            model.first.output = hidden
+            two = model.output.save()
+        with tracer.invoke():
+            both = model.output.save()
+    return one, two, both
+
+
+def barriers(model, x):
+    with model.trace() as tracer:
+        meet = tracer.barrier(2)
+        with tracer.invoke(x):
+            hidden = model.first.output
+            meet()
+        with tracer.invoke(x):
+            meet()
+            model.second.output = hidden
+            out = model.output.save()
+    return out
+
+
+def stops(model, x):
+    with model.trace(x) as tracer:
+        hidden = model.first.output.save()
+        tracer.stop()
+    return hidden
+
+
+def functions(model, x):
+    return model.run(x, lambda tracer, model: model.first.output.sum())
+
+
+def plain(model, x):
+    return model.trace(x, trace=False)
+
+
+def another_model(model, x):
+    other = NNsight(torch.nn.Linear(4, 4))
+    with model.trace(x):
+        hidden = model.first.output
+        with other.trace(hidden):
+            changed = other.output
+        model.second.output = changed
+        out = model.output.save()
+    return out
+
+
+def fails_in_the_block(model, x):
+    with contextlib.suppress(ZeroDivisionError), model.trace(x):
+        hidden = model.first.output.save()
+        hidden.sum() / (1 // 0)
+
+
+def fails_in_a_helper(model, x):
+    def helper(value):
+        raise KeyError(value.shape)
+
+    with contextlib.suppress(KeyError):
+        with model.trace(x):
+            helper(model.first.output)
+
+
+def fails_in_the_second_invoke(model, x):
+    with contextlib.suppress(LookupError):
+        with model.trace() as tracer:
+            with tracer.invoke(x):
+                out = model.output.save()
+            with tracer.invoke(x):
+                hidden = model.second.output
+                raise LookupError(hidden.shape, "out" in locals() and out)
+
+
+def fails_in_the_model(model, x):
+    model.fails = True
+    try:
+        with model.trace(x):
+            hidden = model.first.output.save()
+            model.output.save()
+    except RuntimeError as error:
+        assert error.saved["hidden"] is not None
+    finally:
+        model.fails = False
+    assert "hidden" not in locals()
+
+
+def comes_too_late(model, x):
+    try:
+        with model.trace(x):
+            out = model.output.save()
+            model.first.output.save()
+            assert out is None, "not reached"
+    except OutOfOrderError as error:
+        assert set(error.saved) == {"out"}
+
+
+KINDS = [
+    reads,
+    writes,
+    skips,
+    invokes,
+    barriers,
+    stops,
+    functions,
+    plain,
+    another_model,
+    fails_in_the_block,
+    fails_in_a_helper,
+    fails_in_the_second_invoke,
+    fails_in_the_model,
+    comes_too_late,
+]
+
+
+def count_tensors() -> int:
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_traces_leave_nothing(kind):
+    network = Network()
+    model, x = NNsight(network), torch.rand(2, 4)
+    kind(model, x)  # the first run learns the model, and starts the threads
+    gc.collect()
+    gc.disable()
+    try:
+        tensors, threads = count_tensors(), threading.active_count()
+        for _ in range(TRACES):
+            kind(model, x)
+        assert count_tensors() == tensors
+        assert threading.active_count() <= threads
+        alive = weakref.ref(network)
+        del model, network
+        assert alive() is None
+    finally:
+        gc.enable()

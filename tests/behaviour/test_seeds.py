@@ -1,0 +1,405 @@
+"""The user's own snippets, word for word apart from the name of the model.
+
+They were written for GPT-2 as it was when its blocks returned tuples, so that `.output[0]` is the
+hidden state; `seed_model` is that model. Snippets of later features have tests of their own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnsight import LanguageModel, NNsight, OutOfOrderError
+
+
+def _tuple_blocks(network: torch.nn.Module) -> torch.nn.Module:
+    """Let the blocks of a GPT-2 return tuples, as they did when the snippets were written."""
+
+    for block in network.transformer.h:
+        kind = type(block)
+
+        def forward(self, hidden_states, *args, _kind=kind, **kwargs):
+            if isinstance(hidden_states, tuple):
+                hidden_states = hidden_states[0]
+            result = _kind.forward(self, hidden_states, *args, **kwargs)
+            return result if isinstance(result, tuple) else (result,)
+
+        block.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    norm = network.transformer.ln_f
+
+    def unpack(self, value):
+        return torch.nn.LayerNorm.forward(self, value[0] if isinstance(value, tuple) else value)
+
+    norm.__class__ = type("LayerNorm", (torch.nn.LayerNorm,), {"forward": unpack})
+    return network
+
+
+@pytest.fixture(scope="module")
+def model(gpt2_folder: Path) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = _tuple_blocks(AutoModelForCausalLM.from_pretrained(gpt2_folder).eval())
+    return LanguageModel(network, tokenizer=AutoTokenizer.from_pretrained(gpt2_folder))
+
+
+# --- quick start --------------------------------------------------------------------------------
+
+
+def test_first_trace(model, capsys):
+    with model.trace('The Eiffel Tower is in the city of'):
+        # Access hidden states from the last layer
+        hidden_states = model.transformer.h[-1].output[0].save()
+        # Get the model's output
+        output = model.output.save()
+
+    # After exiting the context, saved values are available
+    print(hidden_states.shape)
+    print(model.tokenizer.decode(output.logits.argmax(dim=-1)[0]))
+    ids = model.tokenizer('The Eiffel Tower is in the city of', return_tensors="pt")
+    with torch.no_grad():
+        expected = model._module(**ids)
+    assert hidden_states.shape == (1, ids["input_ids"].shape[1], 48)
+    assert torch.equal(output.logits, expected.logits)
+    assert "torch.Size" in capsys.readouterr().out
+
+
+def test_accessing_activations(model):
+    with model.trace("The Eiffel Tower is in the city of"):
+        attn_output = model.transformer.h[0].attn.output[0].save() # (1)!
+        mlp_output = model.transformer.h[0].mlp.output.save() # (2)!
+        # Access the full layer output
+        layer_output = model.transformer.h[5].output[0].save()
+        # Access the final logits
+        logits = model.lm_head.output.save()
+    assert attn_output.shape == mlp_output.shape == layer_output.shape
+    assert logits.shape[-1] == 400
+
+
+def test_modifying_in_place(model):
+    with model.trace("Hello"):
+        # Zero out all activations at layer 0
+        model.transformer.h[0].output[0][:] = 0
+        # Modify only the last token position
+        model.transformer.h[1].output[0][:, -1, :] = 0
+        output = model.output.save()
+    with model.trace("Hello"):
+        untouched = model.output.save()
+    assert not torch.allclose(output.logits, untouched.logits)
+
+
+def test_replacing(model):
+    with model.trace("Hello"):
+        # Add noise to MLP output
+        hs = model.transformer.h[-1].mlp.output.clone()
+        noise = 0.01 * torch.randn(hs.shape)
+        model.transformer.h[-1].mlp.output = hs + noise
+        result = model.transformer.h[-1].mlp.output.save()
+    assert result.shape[-1] == 48
+
+
+def test_the_hierarchy_prints(model, capsys):
+    print(model)
+    text = capsys.readouterr().out
+    assert "(0-11): 12 x GPT2Block(" in text
+    assert "(lm_head): Linear(" in text
+
+
+def test_any_pytorch_model():
+    net = torch.nn.Sequential(
+        torch.nn.Linear(5, 10),
+        torch.nn.Linear(10, 2)
+    )
+    model = NNsight(net)
+    with model.trace(torch.rand(1, 5)):
+        layer1_out = model[0].output.save()
+        output = model.output.save()
+
+    print(layer1_out.shape)  # torch.Size([1, 10])
+    assert layer1_out.shape == (1, 10)
+    assert output.shape == (1, 2)
+
+
+# --- the README -----------------------------------------------------------------------------------
+
+
+def test_the_first_readme_example_is_out_of_order(model):
+    """It reads the last layer and then writes the first: the error names both."""
+    with pytest.raises(OutOfOrderError) as caught:
+        with model.trace('The Eiffel Tower is in the city of'):
+            # Access and save hidden states
+            hidden_states = model.transformer.h[-1].output[0].save()
+
+            # Intervene on activations
+            model.transformer.h[0].output[0][:] = 0
+
+            # Get model output
+            output = model.output.save()
+    assert "model.transformer.h.0.output" in str(caught.value)
+    assert "model.transformer.h.11.output" in str(caught.value)
+    assert "hidden_states" in caught.value.saved
+    assert "output" not in caught.value.saved
+
+
+def test_embeddings_from_one_prompt_in_another(model):
+    with model.trace() as tracer:
+        # First invoke: worker thread 1
+        with tracer.invoke("The Eiffel Tower is in"):
+            embeddings = model.transformer.wte.output  # Thread waits here
+            output1 = model.lm_head.output.save()
+
+        # Second invoke: worker thread 2 (runs after thread 1 completes)
+        with tracer.invoke(_same_length(model, "The Eiffel Tower is in")):
+            model.transformer.wte.output = embeddings  # Uses value from thread 1
+            output2 = model.lm_head.output.save()
+    assert torch.allclose(output1, output2, atol=1e-6)
+
+
+def _same_length(model, prompt):
+    """The seed writes `"_ _ _ _ _ _"`, which is as long in GPT-2's own tokens."""
+    length = len(model.tokenizer(prompt)["input_ids"])
+    return model.tokenizer("_ " * 40)["input_ids"][:length]
+
+
+def test_prompt_less_invokers(model):
+    with model.trace() as tracer:
+        with tracer.invoke("Hello"):
+            out1 = model.lm_head.output[:, -1].save()
+
+        with tracer.invoke(["World", "Test"]):
+            out2 = model.lm_head.output[:, -1].save()
+
+        # No-arg invoke: operates on ALL 3 inputs
+        with tracer.invoke():
+            out_all = model.lm_head.output[:, -1].save()  # Shape: [3, vocab]
+    assert out_all.shape == (3, 400)
+    assert torch.equal(out_all, torch.cat([out1, out2]))
+
+
+def test_ad_hoc_module_application(model):
+    with model.trace("The Eiffel Tower is in the city of"):
+        # Get intermediate hidden states
+        hidden_states = model.transformer.h[-1].output[0]
+
+        # Apply lm_head to get "logit lens" view
+        logits = model.lm_head(model.transformer.ln_f(hidden_states))
+        tokens = logits.argmax(dim=-1).save()
+
+    print(model.tokenizer.decode(tokens[0]))
+    ids = model.tokenizer("The Eiffel Tower is in the city of", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(tokens, model._module(**ids).logits.argmax(-1))
+
+
+def test_real_tensors_after_a_wait(model):
+    with model.trace("Hello"):
+        # Code runs in a worker thread
+        # Thread WAITS here until layer output is available
+        hs = model.transformer.h[-1].output[0]
+
+        # .save() marks the value to persist after the context exits
+        hs = hs.save()
+
+    # After exiting, hs contains the actual tensor
+    print(hs.shape)
+    assert hs.shape[-1] == 48
+
+
+# --- the page of the oldest interface ---------------------------------------------------------------
+
+
+def _network() -> torch.nn.Module:
+    input_size, hidden_dims, output_size = 5, 10, 2
+    return torch.nn.Sequential(OrderedDict([
+        ('layer1', torch.nn.Linear(input_size, hidden_dims)),
+        ('sigma1', torch.nn.Sigmoid()),
+        ('layer2', torch.nn.Linear(hidden_dims, output_size)),
+        ('sigma2', torch.nn.Sigmoid()),
+    ]))
+
+
+def test_the_tracer_reads_like_the_model():
+    model, example_input = _network(), torch.rand((1, 5))
+    network = model
+    with NNsight(model).trace(example_input) as model:
+
+        l2_input = model.layer2.input.save()
+        l2_output = model.layer2.output.save()
+
+        output = model.output.save()
+
+    assert l2_input.shape == (1, 10)
+    assert torch.equal(output, network(example_input))
+    assert l2_output.shape == (1, 2)
+
+
+def test_two_inputs_of_a_plain_module():
+    model, example_input, input_size = _network(), torch.rand((1, 5)), 5
+    network = model
+    example_input2 = torch.rand((1, input_size))
+
+    with NNsight(model).trace() as model:
+
+        with model.invoke(example_input):
+
+            output1 = model.output.save()
+
+        with model.invoke(example_input2):
+
+            output2 = model.output.save()
+
+    assert torch.allclose(output1, network(example_input))
+    assert torch.allclose(output2, network(example_input2))
+
+
+def test_runner_is_a_tracer(model):
+    with model.trace("The Eiffel Tower is in the city of") as runner:
+        logits = model.lm_head.output.save()
+    assert logits.shape[-1] == 400
+    assert runner is not None
+
+
+# --- getting --------------------------------------------------------------------------------------
+
+
+def test_getting(model):
+    k, input = 2, "The Eiffel Tower is in the city of"
+    # capturing interventions
+    with model.trace(input): # enter the tracing context
+        k_layer_output = model.transformer.h[k].output[0].save() # access the output of layer[k]
+    with model.trace("The Eiffel Tower is in the city of") as tracer:
+        hidden_states = model.transformer.h[-1].output[0].save()
+    assert k_layer_output.shape == hidden_states.shape
+
+
+def test_input_is_the_first_of_inputs(model):
+    with model.trace("Hello"):
+        inputs = model.transformer.h[3].inputs.save()
+    with model.trace("Hello"):
+        first = model.transformer.h[3].input.save()
+    args, kwargs = inputs
+    expected = args[0] if args else next(iter(kwargs.values()))
+    got, expected = (v[0] if isinstance(v, tuple) else v for v in (first, expected))
+    assert torch.equal(got, expected)
+
+
+# --- the workflows --------------------------------------------------------------------------------
+
+
+def test_activation_analysis(model):
+    prompt = "The capital of France is"
+    with model.trace(prompt) as tracer:
+        # 1. Collect activations from multiple layers
+        layer_outputs = []
+        for i in range(12): # GPT-2 has 12 layers
+            layer_out = model.transformer.h[i].output[0].save()
+            layer_outputs.append(layer_out)
+
+        # 3. Get final logits
+        logits = model.output.save()
+        layer_outputs.save()
+
+    # 4. Analyze outside context
+    for i, layer_out in enumerate(layer_outputs):
+        print(f"Layer {i} output shape: {layer_out.shape}")
+        print(f"Layer {i} norm: {layer_out.norm().item():.3f}")
+    # 5. Find top predictions
+    probs = torch.softmax(logits.logits[0, -1], dim=-1)
+    top_tokens = probs.topk(5)
+    for token, prob in zip(top_tokens.indices, top_tokens.values):
+        print(f"{model.tokenizer.decode(token)}: {prob.item():.3f}")
+    assert len(layer_outputs) == 12
+
+
+def test_activation_patching(model):
+    clean_prompt = "The Eiffel Tower is in"
+    corrupted_prompt = _same_length(model, clean_prompt)
+    # 1. Get clean activations
+    with model.trace(clean_prompt) as tracer:
+        clean_hidden = model.transformer.h[8].output[0].save()
+    # 2. Patch clean into corrupted run
+    with model.trace(corrupted_prompt) as tracer:
+        # Replace layer 8 output with clean activations
+        model.transformer.h[8].output[0][:] = clean_hidden
+        patched_logits = model.output.save()
+    with model.trace(clean_prompt):
+        clean_logits = model.output.save()
+    assert torch.allclose(patched_logits.logits, clean_logits.logits, atol=1e-5)
+
+
+def test_systematic_patching_sweep(model):
+    def patch_layer_position(layer, position, clean_cache, corrupted_prompt):
+        """Patch single layer/position from clean to corrupted."""
+        with model.trace(corrupted_prompt) as tracer:
+            # Get current activation
+            current = model.transformer.h[layer].output[0]
+            # Patch only specific position
+            current[:, position, :] = clean_cache[layer][:, position, :]
+            logits = model.output.save()
+        return logits
+
+    with model.trace("The cat sat on the"):
+        clean_hidden = [layer.output[0].clone() for layer in model.transformer.h].save()
+    # Sweep over all layers and positions
+    seq_len = 3
+    results = torch.zeros(12, seq_len)
+    for layer in range(12):
+        for pos in range(seq_len):
+            logits = patch_layer_position(layer, pos, clean_hidden, "The dog ran through the")
+            results[layer, pos] = logits.logits[0, -1, 5]
+    assert results.std() > 0
+
+
+def test_sharing_between_prompts(model):
+    first = "The cat sat on the"
+    with model.trace() as tracer:
+        # First prompt
+        with tracer.invoke(first):
+            cat_hidden = model.transformer.h[6].output[0].save()
+
+        # Second prompt - inject cat's activations
+        with tracer.invoke(_same_length(model, first)):
+            # Replace with cat's activations at layer 6
+            model.transformer.h[6].output[0][:] = cat_hidden
+            dog_with_cat = model.output.save()
+    with model.trace(first):
+        expected = model.output.save()
+    assert torch.allclose(dog_with_cat.logits, expected.logits, atol=1e-5)
+
+
+def test_the_underlying_model(model, capsys):
+    print(model._model) # See actual module names
+    assert "GPT2LMHeadModel(" in capsys.readouterr().out
+
+
+def test_forgetting_to_save(model):
+    def wrong():
+        with model.trace("Hello"):
+            hidden = model.transformer.h[5].output[0] # Not saved!
+        print(hidden)
+
+    with pytest.warns(UserWarning, match="`hidden` will not exist after it"):
+        with pytest.raises(UnboundLocalError):
+            wrong()
+    # RIGHT: Call .save()
+    with model.trace("Hello"):
+        hidden = model.transformer.h[5].output[0].save()
+    print(hidden) # Works!
+    assert hidden.ndim == 3
+
+
+def test_saving_specific_layers(model):
+    with model.trace("prompt"):
+        # Don't save everything
+        for i in range(12):
+            model.transformer.h[i].output[0].save() # Memory heavy!
+    with model.trace("prompt"):
+        # Better: save specific layers
+        key_layers = [0, 5, 11]
+        kept = []
+        for i in key_layers:
+            kept.append(model.transformer.h[i].output[0].save())
+        kept.save()
+    assert len(kept) == 3

@@ -1,0 +1,30 @@
+"""The examples run, and show what they promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.pages import ROOT
+
+SHOWS = {
+    "logit_lens.py": "layer 5: ' Paris'",
+    "activation_patching.py": "layer 5:",
+    "ablation.py": "layer 0: without attention",
+    "any_module.py": "all outputs agree: True",
+}
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(SHOWS)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("name", "shown"), SHOWS.items())
+def test_an_example_runs(name: str, shown: str):
+    command = [sys.executable, str(ROOT / "examples" / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
