@@ -132,15 +132,27 @@ def test_a_batch_of_unknown_size_is_never_cut():
 def test_a_model_that_knows_better_is_asked_leaf_by_leaf():
     asked = []
 
-    def varies(location, leaf):
+    def varies(location, leaf, length):
         asked.append((location, leaf))
         return {0: True, 1: False, 2: None}[leaf]
 
     value = (batched(), [batched()], torch.tensor(1.0), {"k": batched()})
-    batch = Batch(TOTAL, True, lambda at, leaf: varies(at, min(leaf, 2)))
+    batch = Batch(TOTAL, True, lambda at, leaf, length: varies(at, min(leaf, 2), length))
     one, [two], _, rest = batch.narrow(value, FIRST, AT)
     assert [t.shape[0] for t in (one, two, rest["k"])] == [2, TOTAL, 2]
     assert {at for at, _ in asked} == {AT}
+
+
+def test_rows_that_lie_one_after_the_other_in_one_dimension():
+    batch = Batch(TOTAL, True, lambda at, leaf, length: length == 3 * TOTAL)
+    whole = torch.arange(3.0 * TOTAL)[:, None]
+    own = batch.narrow(whole, LAST, AT)
+    assert torch.equal(own, whole[3 * LAST.start : 3 * LAST.stop])
+    changed = batch.widen(whole, LAST, own + 1, AT)
+    assert torch.equal(changed[: 3 * LAST.start], whole[: 3 * LAST.start])
+    assert torch.equal(changed[3 * LAST.start : 3 * LAST.stop], own + 1)
+    table = torch.zeros(2 * TOTAL, 4)  # as long by chance
+    assert batch.narrow(table, LAST, AT) is table
 
 
 def cache():

@@ -429,3 +429,51 @@ def test_inputs_that_do_not_fit_together(model):
                 pass
             with tracer.invoke(torch.rand(2, 3)):
                 pass
+
+
+class TestTokensOfAllRows:
+    """A mixture of experts routes the tokens of all rows as one flat list."""
+
+    @pytest.fixture
+    def mixture(self):
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        torch.manual_seed(3)
+        config = MixtralConfig(
+            vocab_size=60,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=3,
+        )
+        return NNsight(MixtralForCausalLM(config).eval())
+
+    def test_each_invoke_has_its_own(self, mixture):
+        one, two = torch.randint(0, 60, (1, 5)), torch.randint(0, 60, (2, 5))
+        alone = []
+        for tokens in (one, two):
+            with mixture.trace(tokens):
+                alone.append(mixture.model.layers[1].mlp.gate.input)
+        seen = []
+        with mixture.trace() as tracer:
+            for tokens in (one, two):
+                with tracer.invoke(tokens):
+                    seen.append(mixture.model.layers[1].mlp.gate.input)
+        for batched, solo in zip(seen, alone, strict=True):
+            assert batched.shape == solo.shape
+            torch.testing.assert_close(batched, solo, atol=1e-5, rtol=1e-5)
+
+    def test_a_change_reaches_only_its_own(self, mixture):
+        one, two = torch.randint(0, 60, (1, 5)), torch.randint(0, 60, (2, 5))
+        with mixture.trace(two):
+            expected = mixture.output.logits.save()
+        with mixture.trace() as tracer:
+            with tracer.invoke(one):
+                mixture.model.layers[0].mlp.gate.input = mixture.model.layers[0].mlp.gate.input * 0
+                changed = mixture.output.logits.save()
+            with tracer.invoke(two):
+                untouched = mixture.output.logits.save()
+        torch.testing.assert_close(untouched, expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(changed, mixture._module(one).logits, atol=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import textwrap
+import types
 from typing import Any
 
 import pytest
@@ -197,6 +198,49 @@ def test_a_name_that_blocks_only_update_is_one_for_all(model, form):
                     total.save()
     expected = sum(model._module.first(x).sum() for x in xs)
     assert torch.allclose(total, expected, atol=1e-4)
+
+
+SUM = 0
+
+
+def test_what_blocks_add_up_in_other_places_than_names(model):
+    global SUM
+    SUM = 0
+    sums, holder, table = {"k": 0}, types.SimpleNamespace(n=0), [torch.zeros(2), 0]
+    with model.trace() as tracer:
+        for factor in (1, 2, 3):
+            with tracer.invoke(X * factor):
+                sums["k"] += model.first.output.sum()
+                holder.n += model.second.output.sum()
+                table[0][:1] += 1
+                table[len(sums)] += model.second.output.sum()
+                SUM += model.second.output.sum()
+    layers = model._module.first, model._module.second
+    first = sum(layers[0](X * n).sum() for n in (1, 2, 3))
+    with model.trace(torch.cat([X * n for n in (1, 2, 3)])):
+        second = model.second.output.sum().save()
+    assert torch.allclose(sums["k"], first, atol=1e-4)
+    for added in (holder.n, table[1], SUM):
+        assert torch.allclose(added, second, atol=1e-4)
+    assert table[0].tolist() == [3, 0]
+
+
+def test_a_class_in_a_block_keeps_its_own_names(model):
+    holder = types.SimpleNamespace(n=0)
+    with model.trace() as tracer:
+        for factor in (1, 2):
+            with tracer.invoke(X * factor):
+
+                class Sums:
+                    count = 1
+                    count += 2
+                    holder.n += 1
+
+                names = [n for n in vars(Sums) if not n.endswith("__")]
+                nnsight.save(names)
+                _ = model.first.output
+    assert names == ["count"]
+    assert holder.n == 2
 
 
 def test_a_count_over_blocks(model):

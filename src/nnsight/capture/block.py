@@ -105,11 +105,13 @@ class Block:
         return plain and alone and all(map(_idle, self.site.node.body))
 
     def sharing(self, names: frozenset[str]) -> Block:
-        """This block with every read of `names` going through `await_name`."""
-        if not names:
+        """This block beside others: every read of `names` goes through `await_name`."""
+        if not names and not self.names.accumulates:
             return self
         if names not in self.variants:
-            module = Sharing(names).visit(copy.deepcopy(ast.Module(self.body, [])))
+            _, global_names = _shared_names(self.names, self.outer, self.cls)
+            sharing = Sharing(names, frozenset(global_names))
+            module = sharing.visit(copy.deepcopy(ast.Module(self.body, [])))
             code, _ = _compile(self.site, self.outer, self.cls, module.body, self.names)
             adopt(code, self.site.lines, self.body)
             self.variants[names] = replace(self, code=code)

@@ -20,7 +20,8 @@ class Names:
     """The names of one block body.
 
     `fresh` names get a value that does not depend on their old one (`x = ...`, `for x in`);
-    `updated` names are only ever changed (`x += 1`, `x = x + y`).
+    `updated` names are only ever changed (`x += 1`, `x = x + y`). A block `accumulates` if it
+    updates what others may see without a name of its own: `d["k"] += 1`, `x.n += 1`, a global.
     """
 
     mentioned: set[str] = field(default_factory=set[str])  # anywhere in the body, at any depth
@@ -28,6 +29,7 @@ class Names:
     updated: set[str] = field(default_factory=set[str])
     declared_global: set[str] = field(default_factory=set[str])
     declared_nonlocal: set[str] = field(default_factory=set[str])
+    accumulates: bool = False
 
     @property
     def bound(self) -> set[str]:
@@ -116,6 +118,7 @@ class _Reader:
             names.declared_nonlocal.update(node.names)
         elif isinstance(node, ast.NamedExpr):  # binds in the block even inside a comprehension
             names.fresh.add(node.target.id)
+        names.accumulates |= isinstance(node, ast.AugAssign)
         updated = updates(node)
         if updated is not None:
             names.updated.add(updated)

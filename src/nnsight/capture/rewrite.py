@@ -69,15 +69,23 @@ class Rewrite(ast.NodeTransformer):
 
 
 class Sharing(ast.NodeTransformer):
-    """Reads of shared names become `await_name("x")`, and updates read their name last.
+    """Reads of shared names become `await_name("x")`, and updates read what they change last.
 
     `total += model.layer.output.sum()` reads `total`, waits for the model, and adds. With two
     blocks doing so, both would read before either writes. Evaluating the other operands first
-    makes each update one step that no other block can come between.
+    makes each update one step that no other block can come between. The same goes for what blocks
+    share without a name of their own: `sums["a"] += ...`, `self.n += ...`, a global.
     """
 
-    def __init__(self, names: frozenset[str]) -> None:
+    def __init__(
+        self,
+        names: frozenset[str],
+        global_names: frozenset[str] = frozenset(),
+        in_class: bool = False,
+    ) -> None:
         self.names = names
+        self.global_names = global_names
+        self.in_class = in_class  # where a name of ours would become an attribute
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if not isinstance(node.ctx, ast.Load) or node.id not in self.names:
@@ -93,7 +101,8 @@ class Sharing(ast.NodeTransformer):
         elif isinstance(node, Comprehension):
             targets = [t for g in node.generators for t in ast.walk(g.target)]
             own |= {t.id for t in targets if isinstance(t, ast.Name)}
-        return Sharing(self.names - own).generic_visit(node)
+        in_class = isinstance(node, ast.ClassDef)
+        return Sharing(self.names - own, self.global_names, in_class).generic_visit(node)
 
     visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = _scope
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _scope
@@ -108,17 +117,28 @@ class Sharing(ast.NodeTransformer):
         return before, [load(name, at) for name in kept]
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        name = updates(node)
-        if name is None or name not in self.names:
+        name, target = updates(node), node.target
+        if self.in_class:
+            return self.generic_visit(node)
+        if isinstance(target, ast.Attribute):
+            before, [target.value, node.value] = self._hoist([target.value, node.value], node)
+            return _at([*before, node], node)
+        if isinstance(target, ast.Subscript) and not _has_slice(target):
+            operands = [target.value, target.slice, node.value]
+            before, [target.value, target.slice, node.value] = self._hoist(operands, node)
+            return _at([*before, node], node)
+        if name not in self.names | self.global_names:
             return self.generic_visit(node)
         before, [node.value] = self._hoist([node.value], node)
+        if name in self.global_names:
+            return _at([*before, node], node)
         refresh = ast.Assign([ast.Name(name, ast.Store())], self.visit(load(name, node)))
         return _at([*before, refresh, node], node)
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         name, first = updates(node), leftmost(node.value)
         chained = isinstance(first, ast.Name) and first.id == name
-        if name not in self.names or not chained:
+        if name not in self.names or not chained or self.in_class:
             return self.generic_visit(node)
         operations: list[ast.BinOp] = []
         value = node.value
@@ -133,6 +153,11 @@ class Sharing(ast.NodeTransformer):
         else:
             node.value = self.visit(first)
         return _at([*before, node], node)
+
+
+def _has_slice(node: ast.AST) -> bool:
+    """Whether there is an `a:b` in `node`, which is no value that a name could hold."""
+    return any(isinstance(inner, ast.Slice) for inner in ast.walk(node))
 
 
 def _at(statements: list[ast.stmt], node: ast.stmt) -> list[ast.stmt]:

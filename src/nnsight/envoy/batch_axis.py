@@ -1,9 +1,11 @@
 """Which values of a model have one row per input, where their length alone cannot tell.
 
 A tensor with as many rows as the batch is almost always batched. It may also be a sequence, the
-heads, a table of positions that is as long by chance. Where the batch size is close to a size of
-the model or of an input, a twin of the model, which shares its weights, is run once with another
-number of rows: what keeps its length is not batched. The answer is kept with the model.
+heads, a table of positions that is as long by chance; and a tensor that is several times as long
+may be all rows' tokens in one dimension. Where the batch size is close to a size of the model or of
+an input, or a length is a multiple of it, a twin of the model, which shares its weights, is run
+once with another number of rows: what keeps its length is not batched, what grows as the batch did
+is. The answer is kept with the model.
 """
 
 from __future__ import annotations
@@ -133,13 +135,13 @@ class BatchAxis:
         self._module, self._path, self._memory = module, path, memory
         self._total, self._call = total, call
 
-    def __call__(self, location: Location, leaf: int) -> bool | None:
-        if not self._doubtful:
+    def __call__(self, location: Location, leaf: int, length: int) -> bool | None:
+        if length == self._total and not self._doubtful:
             return True
         lengths = self._lengths.get(self._key(location))
         if lengths is None or leaf >= len(lengths):
             return None
-        return lengths[leaf] == self._rows
+        return lengths[leaf] == self._rows * (length // self._total)
 
     def _key(self, location: Location) -> tuple[str, str]:
         path = location.owner.path
@@ -177,11 +179,13 @@ class BatchAxis:
                 raise TypeError("a method or a function cannot be run on a twin")
             return measure(self._module, args, kwargs, self._total, self._rows)
         except Exception as error:
-            warn(
-                f"this batch has {self._total} rows, which is also a size of the model or of an "
-                f"input, and the model cannot be run again to tell them apart ({error}). Values of "
-                "that length are taken for batched; use another number of rows if that is wrong."
-            )
+            if self._doubtful:
+                warn(
+                    f"this batch has {self._total} rows, which is also a size of the model or of "
+                    f"an input, and the model cannot be run again to tell them apart ({error}). "
+                    "Values of that length are taken for batched; use another number of rows if "
+                    "that is wrong."
+                )
             return {}
 
 

@@ -171,9 +171,12 @@ def watch(location: Location, module: Module, parents: Iterable[Module], run: In
 
 
 def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> None:
+    modules = tuple(modules)
+    if not modules:
+        return
     started, finished, order = passage.started, passage.finished, passage.order
 
-    def before(module: Module, args: Any, kwargs: Any = None) -> None:
+    def before(module: Module, args: Any) -> None:
         if run.holds():
             started[module] += 1
             order.setdefault((module, True), len(order))
@@ -183,9 +186,17 @@ def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> Non
             finished[module] += 1
             order.setdefault((module, False), len(order))
 
+    key: Any = ("nnsight", next(_numbers))
+
+    def undo() -> None:
+        for module in modules:
+            module._forward_pre_hooks.pop(key, None)
+            module._forward_hooks.pop(key, None)
+
+    run.at_close(undo)
     for module in modules:
-        _pre_hook(module, before, run)
-        _hook(module, after, run)
+        module._forward_pre_hooks[key] = before
+        module._forward_hooks[key] = after
 
 
 def count_inside(module: Module, run: Interleaver) -> None:

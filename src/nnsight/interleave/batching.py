@@ -3,7 +3,8 @@
 Several invokes run as one forward over one batch. A block reads its own rows (views of the batch,
 so that changes in place write through) and what it assigns is put back into its rows.
 
-A tensor is batched if its first dimension counts the rows of the batch. A tensor whose first
+A tensor is batched if its first dimension counts the rows of the batch, or a multiple of them (the
+tokens of all rows one after the other, as mixtures of experts route them). A tensor whose first
 dimension only happens to be as long (a sequence, the heads) is whole for everyone; where lengths
 alone cannot tell, the model is asked what changes with the batch size (`Batch.varies`).
 """
@@ -20,7 +21,7 @@ from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.location import OUTPUT, Location
 
-Varies = Callable[[Location, int], "bool | None"]
+Varies = Callable[[Location, int, int], "bool | None"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Rows:
         return self.start + self.size
 
 
-def _unknown(location: Location, leaf: int) -> bool | None:
+def _unknown(location: Location, leaf: int, length: int) -> bool | None:
     return None
 
 
@@ -45,13 +46,23 @@ class Batch:
 
     total: int = 0  # rows; 0 if unknown
     split: bool = False  # whether two or more blocks share it
-    varies: Varies = _unknown  # whether a leaf's first dimension follows the batch size, if known
+    # whether the first dimension of a leaf, of a length, follows the batch size, if known
+    varies: Varies = _unknown
 
-    def rows_of(self, value: torch.Tensor, location: Location, leaf: int) -> bool:
-        """Whether the first dimension of `value` counts the rows of the batch."""
-        if value.ndim == 0 or value.shape[0] != self.total or not self.total:
-            return False
-        return self.varies(location, leaf) is not False
+    def per_row(self, value: torch.Tensor, location: Location, leaf: int) -> int:
+        """How much of the first dimension of `value` belongs to each row of the batch.
+
+        0 for a tensor that belongs to no row. More than 1 where the rows are flattened: tokens, one
+        row's after the other's.
+        """
+        if value.ndim == 0 or not self.total or not value.shape[0]:
+            return 0
+        length = value.shape[0]
+        if length == self.total:
+            return int(self.varies(location, leaf, length) is not False)
+        if length % self.total:
+            return 0
+        return length // self.total if self.varies(location, leaf, length) else 0
 
     def narrow(self, value: Any, rows: Rows | None, location: Location) -> Any:
         """The part of `value` that belongs to `rows`: views, in a container like the value's."""
@@ -62,9 +73,8 @@ class Batch:
         def own(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal count
             count += 1
-            if not self.rows_of(tensor, location, count):
-                return tensor
-            return tensor.narrow(0, rows.start, rows.size)
+            each = self.per_row(tensor, location, count)
+            return tensor.narrow(0, rows.start * each, rows.size * each) if each else tensor
 
         return nested.map_leaves(own, value)
 
@@ -87,7 +97,8 @@ class Batch:
             raise errors.wrong_structure(location, nested.describe(new), nested.describe(full))
         pairs = zip(nested.leaves(full), nested.leaves(new), strict=False)  # may be another type
         for index, (old, own) in enumerate(pairs):
-            if self.rows_of(old, location, index) and own.shape[:1] != old.shape[:1]:
+            differ = old.shape[:1] == (self.total,) != own.shape[:1]
+            if differ and self.per_row(old, location, index):
                 expected = f"the value there is {nested.describe(old)}"
                 raise errors.wrong_rows(location, nested.describe(own), expected)
 
@@ -118,9 +129,10 @@ class _Widening:
         if not isinstance(new, torch.Tensor):
             raise self._structure(full, new)
         rows = self.rows
-        if not self.batch.rows_of(full, self.location, self.leaf):
+        each = self.batch.per_row(full, self.location, self.leaf)
+        if not each:
             return new  # everybody's: replaced for the whole batch
-        own = full.narrow(0, rows.start, rows.size)
+        own = full.narrow(0, rows.start * each, rows.size * each)
         if _same_view(new, own):
             return full
         if new.shape != own.shape:
@@ -128,7 +140,7 @@ class _Widening:
             raise errors.wrong_rows(self.location, nested.describe(new), expected)
         if new.dtype != full.dtype:
             raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
-        before, after = full[: rows.start], full[rows.stop :]
+        before, after = full[: rows.start * each], full[rows.stop * each :]
         return torch.cat([before, new.to(full.device), after])
 
     def _structure(self, full: Any, new: Any) -> errors.BatchError:

@@ -48,8 +48,9 @@ class Names:
         self.siblings = [Sibling(scope) for scope in scopes]
         self._initial: dict[tuple[int, str], Any] = {}
         shared = self._shared()
-        for index, sibling in enumerate(self.siblings):
-            self._prepare(index, sibling, shared)
+        if len(scopes) > 1:
+            for index, sibling in enumerate(self.siblings):
+                self._prepare(index, sibling, shared)
 
     def _shared(self) -> set[str]:
         """Names that at least one block binds and another block uses."""
