@@ -477,3 +477,27 @@ class TestTokensOfAllRows:
                 untouched = mixture.output.logits.save()
         torch.testing.assert_close(untouched, expected, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(changed, mixture._module(one).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_rows_replaced_by_one_invoke_cut_off_no_edit_of_another(mode):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model, x, y, z = NNsight(net), *torch.randn(3, 2, 3)
+    with mode():
+        with model.trace() as tracer:
+            with tracer.invoke(x):
+                hidden = model[0].output
+                # waits for the second block, which replaces its rows
+                hidden[:] = other * 2  # noqa: F821 (a name of the next block)
+                first = model.output.save()
+            with tracer.invoke(y):
+                other = model[0].output
+                model[0].output = other * 0
+                second = model.output.save()
+            with tracer.invoke(z):
+                model[0].output = model[0].output * 3
+                third = model.output.save()
+        assert torch.equal(first, net[1](net[0](y) * 2))
+        assert torch.equal(second, net[1](torch.zeros(2, 3)))
+        assert torch.allclose(third, net[1](net[0](z) * 3))

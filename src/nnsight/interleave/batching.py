@@ -41,6 +41,24 @@ def _unknown(location: Location, leaf: int, length: int) -> bool | None:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A tensor of the batch that a replacement of some rows took out of the model."""
+
+    old: torch.Tensor
+    new: torch.Tensor  # what the model goes on with
+    each: int  # how much of the first dimension belongs to each row
+
+    def version(self) -> int | None:
+        """How often `old` was changed in place; None in inference mode, which does not count."""
+        return None if self.old.is_inference() else self.old._version
+
+    def renew(self, rows: Rows) -> None:
+        """Take over what a block did to its `rows` of `old`, which it had before the cut."""
+        part = 0, rows.start * self.each, rows.size * self.each
+        self.new.narrow(*part).copy_(self.old.narrow(*part))
+
+
+@dataclass(frozen=True)
 class Batch:
     """The combined batch of one run."""
 
@@ -78,8 +96,15 @@ class Batch:
 
         return nested.map_leaves(own, value)
 
-    def widen(self, full: Any, rows: Rows | None, new: Any, location: Location) -> Any:
-        """`full` with `new` in place of `rows`.
+    def widen(
+        self,
+        full: Any,
+        rows: Rows | None,
+        new: Any,
+        location: Location,
+        cuts: list[Cut] | None = None,
+    ) -> Any:
+        """`full` with `new` in place of `rows`. The tensors that this replaces go to `cuts`.
 
         Raises:
             BatchError: `new` has another batch size or another structure.
@@ -87,7 +112,7 @@ class Batch:
         if rows is None or not self.split:
             self._check_rows(full, new, location)
             return new
-        return _Widening(self, rows, location).put(full, new)
+        return _Widening(self, rows, location, cuts).put(full, new)
 
     def _check_rows(self, full: Any, new: Any, location: Location) -> None:
         """Refuse a replacement of the whole value that has another batch size or structure."""
@@ -106,8 +131,10 @@ class Batch:
 class _Widening:
     """One replacement being put into its rows."""
 
-    def __init__(self, batch: Batch, rows: Rows, location: Location) -> None:
-        self.batch, self.rows, self.location = batch, rows, location
+    def __init__(
+        self, batch: Batch, rows: Rows, location: Location, cuts: list[Cut] | None
+    ) -> None:
+        self.batch, self.rows, self.location, self.cuts = batch, rows, location, cuts
         self.leaf = -1
 
     def put(self, full: Any, new: Any) -> Any:
@@ -141,7 +168,10 @@ class _Widening:
         if new.dtype != full.dtype:
             raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
         before, after = full[: rows.start * each], full[rows.stop * each :]
-        return torch.cat([before, new.to(full.device), after])
+        merged = torch.cat([before, new.to(full.device), after])
+        if self.cuts is not None:
+            self.cuts.append(Cut(full, merged, each))
+        return merged
 
     def _structure(self, full: Any, new: Any) -> errors.BatchError:
         return errors.wrong_structure(self.location, nested.describe(new), nested.describe(full))

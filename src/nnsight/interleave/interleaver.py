@@ -18,7 +18,7 @@ import torch
 from nnsight import nested
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, Rows, assemble
+from nnsight.interleave.batching import Batch, Cut, Rows, assemble
 from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
 from nnsight.interleave.worker import Worker
@@ -37,6 +37,7 @@ class _Visit:
         # of torch on the model's side, where values are cut
         self.state: tuple[Any, ...] | None = ambient.brief() if split else None
         self.skips: dict[Rows | None, Any] = {}
+        self.readers: list[Worker] = []  # the blocks that hold rows of the value
         # containers made for one block, each with the value that it is a part of
         self.handed: dict[Worker, tuple[Any, Any]] = {}
 
@@ -62,6 +63,8 @@ class Interleaver:
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[Undo] = []
         self._visit: _Visit | None = None
+        # tensors replaced by one block, each with the blocks that had read their rows of it before
+        self._cuts: list[tuple[Cut, list[Worker]]] = []
         self._watched: set[Location] = set()
 
     # --- the model's side -------------------------------------------------------------------------
@@ -131,7 +134,7 @@ class Interleaver:
         if request.action == READ:
             return self._read(worker, visit)
         if request.action == WRITE:
-            visit.value = self.batch.widen(visit.value, worker.rows, request.value, visit.location)
+            visit.value = self._replace(worker, request.value, visit)
             self.written.append(visit.location)
             self._hand(worker, request.value, visit)
         elif request.action == GATE:
@@ -145,7 +148,15 @@ class Interleaver:
         own = self.batch.narrow(visit.value, worker.rows, visit.location)
         if own is not visit.value:
             self._hand(worker, own, visit)
+            visit.readers.append(worker)
         return own
+
+    def _replace(self, worker: Worker, new: Any, visit: _Visit) -> Any:
+        cuts: list[Cut] = []
+        value = self.batch.widen(visit.value, worker.rows, new, visit.location, cuts)
+        if others := [w for w in visit.readers if w is not worker]:
+            self._cuts += [(cut, others) for cut in cuts]
+        return value
 
     def _hand(self, worker: Worker, own: Any, visit: _Visit) -> None:
         """Remember a container that only one block has: its changes are put back."""
@@ -158,7 +169,7 @@ class Interleaver:
         if whole is not visit.value or whole is None:
             return
         try:
-            visit.value = self.batch.widen(whole, worker.rows, own, visit.location)
+            visit.value = self._replace(worker, own, visit)
         except errors.BatchError as error:
             del visit.handed[worker]
             if not worker.alive:
@@ -169,11 +180,15 @@ class Interleaver:
 
     def _turn(self, worker: Worker, give: Callable[[], None]) -> None:
         """Give a worker its turn, and take note of how it ended."""
+        cuts = [(cut, cut.version()) for cut, readers in self._cuts if worker in readers]
         saves = saving.saves.get() if self.batch.split else None
         before = saves.versions() if saves else {}
         give()
         if saves is not None and before:  # rows of one tensor count their changes together
             saves.tolerate(before, worker.ident)
+        for cut, version in cuts:  # an earlier one's new tensor may be a later one's old
+            if worker.rows is not None and (version is None or cut.version() != version):
+                cut.renew(worker.rows)
         if worker.error is not None:
             error, worker.error = worker.error, None
             self.failure = (error, error.__traceback__)
@@ -268,6 +283,7 @@ class Interleaver:
 
     def _let_go(self) -> None:
         self._watched.clear()
+        self._cuts.clear()
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
         self.workers = []
         self._visit = self.tree = self.failure = self.passage = None
