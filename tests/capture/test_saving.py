@@ -137,6 +137,17 @@ def test_a_named_tuple_is_an_object_of_its_own():
     assert a is b
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_names_that_a_saved_container_is_unpacked_into(kind):
+    a = b = c = UNBOUND
+    with Trace():
+        one, two = [1], [2]
+        a, b = save(kind((one, two)))
+        c = one
+    assert (a, b) == ([1], [2])
+    assert c is UNBOUND
+
+
 def test_rebinding_unsaves():
     a = UNBOUND
     with Trace():

@@ -55,7 +55,7 @@ class Saves:
         entry = self._kept.setdefault(
             id(value), _Saved(value, _version(value), threading.get_ident())
         )
-        if _is_shared(value):
+        if _is_shared(value) or isinstance(value, list):
             entry.places.append(_saving_place())
 
     def of(self, scope: Scope) -> dict[str, Any]:
@@ -63,12 +63,20 @@ class Saves:
         return {n: v for n, v in scope.bound().items() if self._returns(n, v, scope.block)}
 
     def _returns(self, name: str, value: Any, block: Block) -> bool:
-        entry = self._kept.get(id(value))
+        entry = self._kept.get(id(value)) or self._container_of(value)
         if entry is None:
             return False
-        if not _is_shared(value):
+        if entry.value is value and not _is_shared(value):
             return True
         return any(name in _names_at(b or block, span) for b, span in entry.places)
+
+    def _container_of(self, value: Any) -> _Saved | None:
+        """The saved tuple or list that `value` is an element of: `a, b = save((a, b))`."""
+        for entry in self._kept.values():
+            held: Any = entry.value if isinstance(entry.value, (tuple, list)) else ()
+            if any(element is value for element in held):
+                return entry
+        return None
 
     def versions(self) -> dict[int, int | None]:
         """How often each saved tensor has been changed in place by now."""

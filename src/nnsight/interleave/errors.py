@@ -72,12 +72,18 @@ def other_tree(what: object, running: object) -> OutsideTraceError:
     )
 
 
-def passed(what: object, at: object | None) -> OutOfOrderError:
+def passed(what: object, at: object | None, waited: str = "") -> OutOfOrderError:
     where = f" (it is at `{at}` now)" if at is not None else ""
+    text = f"`{what}` was requested but the model already ran past it{where}."
+    if waited:
+        return OutOfOrderError(
+            f"{text} This block had waited for {waited}, and meanwhile the model went on. Read "
+            "the value before the line that needs that name."
+        )
     return OutOfOrderError(
-        f"`{what}` was requested but the model already ran past it{where}. Did you call an Envoy "
-        "out of order? A block reads values in the order in which the model computes them: move "
-        "this line up, or put it into an invoke or a trace of its own."
+        f"{text} Did you call an Envoy out of order? A block reads values in the order in which "
+        "the model computes them: move this line up, or put it into an invoke or a trace of its "
+        "own."
     )
 
 

@@ -321,7 +321,9 @@ class Interleaver:
         if not self.over:
             self.watch(location)
         if self.visits.get(location, 0) > request.visit:
-            raise errors.ended(location) if self.over else errors.passed(location, self.last)
+            if self.over:
+                raise errors.ended(location)
+            raise errors.passed(location, self.last, worker.waited)
         return False, None
 
     def watch(self, location: Location) -> None:

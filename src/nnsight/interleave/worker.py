@@ -53,6 +53,7 @@ class Worker:
         self.request: Request | None = None  # what it is parked for
         self.error: BaseException | None = None  # what it ended with
         self.stopped = False  # it called `tracer.stop()`
+        self.waited = ""  # for which name of another block it last had to wait
         self.ended = False
         self.ident = 0  # of its thread, once it has started
         self._body: Callable[[], Any] | None = body

@@ -125,6 +125,8 @@ class Names:
                 raise errors.name_cycle(name, me.scope.block.where, other.scope.block.where)
             chain = chain.waits_on
         me.waits_for, me.waits_on = name, other
+        if me.worker is not None:
+            me.worker.waited = f"the name {name!r} of the block at {other.scope.block.where}"
         try:
             wait(
                 ready=lambda: (

@@ -234,6 +234,16 @@ class Trace(Tracer):
                 traceback.note(error, f"The tracer has `.{near[0]}`.")
             raise
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = name in vars(self) or hasattr(type(self), name)
+        if not known and vars(self).get("scope") is not None and here.worker is not None:
+            near = difflib.get_close_matches(name, [OUTPUT, "input", "inputs", RESULT], n=1)
+            raise AttributeError(
+                f"the tracer has no value {name!r}, so assigning it would change nothing."
+                + (f" Did you mean `.{near[0]}`?" if near else "")
+            )
+        super().__setattr__(name, value)
+
     output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
 
 
