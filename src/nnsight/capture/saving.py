@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from nnsight.capture.block import Block
 from nnsight.capture.frames import Span, frame_at, span_of
@@ -73,9 +73,10 @@ class Saves:
     def _container_of(self, value: Any) -> _Saved | None:
         """The saved tuple or list that `value` is an element of: `a, b = save((a, b))`."""
         for entry in self._kept.values():
-            held: Any = entry.value if isinstance(entry.value, (tuple, list)) else ()
-            if any(element is value for element in held):
-                return entry
+            if isinstance(entry.value, (tuple, list)):
+                held = cast("Iterable[Any]", entry.value)
+                if any(element is value for element in held):
+                    return entry
         return None
 
     def versions(self) -> dict[int, int | None]:
