@@ -21,6 +21,7 @@ SURFACE = {
     "WithBlockNotFoundError",
     "__version__",
     "save",
+    "session",
 }
 
 

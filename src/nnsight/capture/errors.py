@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 CALLABLE_FORM = (
     "Where there is no source, pass the block as a function instead: "
     "`model.run(x, fn)` runs `fn(tracer, model)` on the same engine."
@@ -84,4 +86,15 @@ def illegal_statement(word: str, filename: str, node: object, line: str) -> Synt
     return SyntaxError(
         f"'{word}' inside a trace block: the block runs beside the model, and {reason}",
         (filename, lineno, len(before) + 1, line),
+    )
+
+
+def illegal_in_kept(filename: str, lineno: int, names: Iterable[str]) -> SyntaxError:
+    """`nonlocal` in a block that runs when the function around it may be long gone."""
+    listed = ", ".join(sorted(names))
+    return SyntaxError(
+        f"'nonlocal {listed}' inside an edit: the block runs in later traces, each time from the "
+        "values of now, so it has no variable of this function to bind. Put what should last into "
+        "a list or a dict, which the block can change.",
+        (filename, lineno, 1, None),
     )

@@ -12,7 +12,7 @@ import ast
 import enum
 import threading
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -214,13 +214,21 @@ def unsaved(scopes: Iterable[Scope]) -> list[str]:
         {
             name
             for scope in scopes
-            for statement in scope.block.body
+            for statement in _straight(scope.block.body)
             if isinstance(statement, (ast.Assign, ast.AnnAssign))
             for name in _bound_or_handed(statement) & set(scope.bound())
             if name not in read | scope.block.target | scope.block.names.declared_nonlocal
             and not name.startswith("_")
         }
     )
+
+
+def _straight(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run once: those of `body`, and of each `with` in it (the traces)."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.With):
+            yield from _straight(statement.body)
 
 
 def _read(block: Block) -> set[str]:

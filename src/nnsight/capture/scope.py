@@ -80,7 +80,7 @@ def _can_be_called(method: Callable[..., Any]) -> bool:
 
 
 class Scope:
-    """The variables of one block, taken when its `with` was entered.
+    """The variables of one run of a block, taken when its `with` was entered.
 
     Holds the frame until `release`, to write names back into it.
     """
@@ -91,6 +91,14 @@ class Scope:
         self.globals = frame.f_globals
         self.frame: FrameType | None = frame
         self.cells = self._cells(block, frame)
+
+    @classmethod
+    def of(cls, block: Block, globals: dict[str, Any], cells: dict[str, CellType]) -> Scope:
+        """A scope of variables that are at hand already, without a frame."""
+        scope = cls.__new__(cls)
+        scope.block, scope.deferred, scope.globals = block, True, globals
+        scope.frame, scope.cells = None, cells
+        return scope
 
     def _cells(self, block: Block, frame: FrameType) -> dict[str, CellType]:
         names = [n for n in block.code.co_freevars if not n.startswith(HELPER)]

@@ -236,8 +236,12 @@ class Tracer:
         target = site.node.items[site.item].optional_vars
         if self._wrapped and target is not None:  # Python has bound them: the block sees the same
             self.scope.refresh(names_of([target]).mentioned)
-        elif isinstance(target, ast.Name):
-            self.scope.push({target.id: self})
+        else:
+            self.scope.push(self.targets(target))
+
+    def targets(self, target: ast.expr | None) -> dict[str, Any]:
+        """The names after `as` that hold something as soon as the `with` is left."""
+        return {target.id: self} if isinstance(target, ast.Name) else {}
 
     def _run(self) -> None:
         """Run the block through the backend and hand its names back."""

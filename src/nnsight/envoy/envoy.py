@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.tracer import Backend
-from nnsight.envoy import aliases, handoff, show
+from nnsight.envoy import aliases, editing, handoff, show
 from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
 from nnsight.envoy.passage import Passage, Survey
@@ -22,7 +22,7 @@ from nnsight.interleave.location import INPUT, OUTPUT, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
 from nnsight.traces.model import Inputs
-from nnsight.traces.trace import Trace, run_function
+from nnsight.traces.trace import Trace, run_function, run_now
 
 Rename = Mapping["str | type", "str | Sequence[str]"]
 
@@ -161,9 +161,18 @@ class Envoy(Node):
             return run_function(Trace(self, Inputs(args[:-1], kwargs)), args[-1])
         return run_function(Trace(self, Inputs(args, kwargs)), fn)
 
+    edit = editing.edit
+    edits = property(editing.edits, doc="The edits in force in this module: a list to change.")
+    clear_edits = editing.clear_edits
+    session = editing.session
+    _edits = editing.stored
+    _holds = editing.holds
+
     def _plain(self, given: Inputs, fn: str | Callable[..., Any] | None) -> Any:
         if not self._batch_size(*given.args, **given.kwargs):
             raise ValueError("trace(trace=False) runs the model at once, so it needs an input")
+        if self._edits():
+            return run_now(Trace(self, given, fn), [])
         name = fn if isinstance(fn, str) else "__call__"
         args, kwargs = self._batch([given], name)
         self._before_run()
@@ -215,7 +224,7 @@ class Envoy(Node):
 
     def _before_run(self) -> None:
         """Called before the module runs; a subclass loads its weights here."""
-        root = self._tree.nodes.get(id(self._tree.root))
+        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
         if isinstance(root, Envoy) and root is not self:
             root._before_run()
 

@@ -8,9 +8,9 @@ that is added later is there.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakValueDictionary, ref
+from weakref import WeakSet, WeakValueDictionary, ref
 
 from torch.nn import Module, Parameter
 
@@ -20,12 +20,12 @@ Aliases = Mapping[str, Mapping[str, str]]
 
 
 class Tree:
-    """What the nodes of one wrapped model have in common. It knows no node, so none is kept."""
+    """What all nodes of one wrapped model have in common. It knows no node, so none is kept."""
 
     def __init__(self, root: Module, aliases: Aliases) -> None:
         self.root = root
         self.aliases = aliases  # for each path the other names mounted there, and their targets
-        self.nodes: WeakValueDictionary[int, Node] = WeakValueDictionary()  # by module
+        self.views: WeakSet[View] = WeakSet()
         self.surveys: dict[tuple[str, str], Survey] = {}  # by path and method that was traced
         self.memory: dict[str, dict[Any, Any]] = {}  # what was found out of each traced module
         self._lineage: Lineage | None = None
@@ -50,6 +50,30 @@ class Tree:
         return found or []
 
 
+class View:
+    """One set of nodes of a tree, and the edits that are in force in what is traced through them.
+
+    The nodes of another view are other objects that stand for the same places: a location asked for
+    through the one is the location of the other.
+
+    Args:
+        tree: the model.
+        edits: those in force from the start.
+        origin: the root of the view that was there first; None for that one itself.
+    """
+
+    def __init__(self, tree: Tree, edits: Iterable[Any] = (), origin: Node | None = None) -> None:
+        self.nodes: WeakValueDictionary[int, Node] = WeakValueDictionary()  # by module
+        self.edits = list(edits)
+        self.origin = origin
+        tree.views.add(self)
+
+    def repoint(self, root: Module) -> None:
+        """Follow a model whose root has been replaced."""
+        for node in [node for node in self.nodes.values() if node.parent is None]:
+            node._repoint(root.get_submodule(node._path.partition(".")[2]))
+
+
 def first_parameter(module: Module) -> Parameter | None:
     """`next(module.parameters())`, at a tenth of its price; None if there is none."""
     for parameter in module._parameters.values():
@@ -69,34 +93,70 @@ class Node:
 
     _module: Module
     _tree: Tree
+    _view: View
+    _twin_of: Node | None  # in a later view: the node of the first that stands for the same place
+    _key: int  # the same for all nodes of one place
     _path: str
     _name: str
     _children: dict[str, Node]
     _parent_ref: Callable[[], Node | None]
 
-    def _mount(self, module: Module, path: str, tree: Tree, parent: Node | None) -> None:
-        """Become the node of `module` at `path`."""
+    def _mount(
+        self,
+        module: Module,
+        path: str,
+        tree: Tree,
+        parent: Node | None,
+        view: View | None = None,
+    ) -> None:
+        """Become the node of `module` at `path`, in the view of its parent."""
+        view = view or (parent._view if parent is not None else View(tree))
+        twin_of = view.origin
+        if twin_of is not None and parent is not None and parent._twin_of is not None:
+            twin_of = parent._twin_of._child(path.rpartition(".")[2])
         fields = {
             "_module": module,
             "_tree": tree,
+            "_view": view,
+            "_twin_of": twin_of,
+            "_key": id(self if twin_of is None else twin_of),
             "_path": path,
             "_children": {},
             "_parent_ref": ref(parent) if parent is not None else (lambda: None),
         }
         self.__dict__.update(fields)
-        tree.nodes[id(module)] = self
+        view.nodes[id(module)] = self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` stands for the same place of the same model."""
+        return isinstance(other, Node) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._key
 
     def __getstate__(self) -> dict[str, Any]:
         """For `copy` and `pickle`: a copy, of a part too, is the root of a tree of its own."""
-        left = ("_tree", "_children", "_parent_ref")
+        left = ("_tree", "_view", "_twin_of", "_key", "_children", "_parent_ref")
         kept = {name: value for name, value in self.__dict__.items() if name not in left}
         root, _, relative = self._path.partition(".")
-        return {**kept, "_path": root, "_aliases": _below(self._tree.aliases, relative)}
+        edits = self._view.edits if not relative else []  # which may name what the part lacks
+        aliases = _below(self._tree.aliases, relative)
+        return {**kept, "_path": root, "_aliases": aliases, "_edits": edits}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        aliases = state.pop("_aliases")
+        aliases, edits = state.pop("_aliases"), state.pop("_edits")
         self.__dict__.update(state)
-        self._mount(self._module, self._path, Tree(self._module, aliases), None)
+        tree = Tree(self._module, aliases)
+        self._mount(self._module, self._path, tree, None, View(tree, edits))
+
+    def _twin(self) -> Any:
+        """This node in a new view, with the edits of this one: what is added there is not here."""
+        root = self._root()
+        twin = type(root).__new__(type(root))
+        twin.__dict__.update(root.__dict__)
+        view = View(self._tree, self._view.edits, self._view.origin or root)
+        twin._mount(root._module, root._path, self._tree, None, view)
+        return twin.get(self._path.partition(".")[2])
 
     def _make_child(self, module: Module, path: str) -> Node:
         """A new node under this one; a subclass decides of which class."""
@@ -109,7 +169,7 @@ class Node:
             return None
         child = self._children.get(name)
         if child is None:
-            child = self._tree.nodes.get(id(module))  # shared: one node, whichever way one comes
+            child = self._view.nodes.get(id(module))  # shared: one node, whichever way one comes
             if child is None or child._module is not module:
                 child = self._make_child(module, f"{self._path}.{name}")
             self._children[name] = child
@@ -121,7 +181,7 @@ class Node:
         """Follow a module that took the place of another."""
         self._tree.forget()
         self.__dict__["_module"] = module
-        self._tree.nodes[id(module)] = self
+        self._view.nodes[id(module)] = self
         for name in list(self._children):
             if _part(module, name) is None:
                 del self._children[name]
@@ -139,6 +199,20 @@ class Node:
     def tree(self) -> Tree:
         """What all modules of one wrapped model share."""
         return self._tree
+
+    def _place_of(self, value: object) -> str | None:
+        """Where below the root `value` stands, if it is a node of this tree; "" is the root."""
+        if not isinstance(value, Node) or value._tree is not self._tree:
+            return None
+        return value._path.partition(".")[2]
+
+    def _at(self, place: str) -> Any:
+        """The node of this view at `place`.
+
+        Raises:
+            AttributeError: there is no such place.
+        """
+        return self._root().get(place)
 
     @property
     def parent(self) -> Node | None:
@@ -224,7 +298,7 @@ class Node:
 
     def _node_of(self, module: Module) -> Node | None:
         """The node of a module somewhere in this tree."""
-        node = self._tree.nodes.get(id(module))
+        node = self._view.nodes.get(id(module))
         if node is not None and node._module is module:
             return node
         for path, candidate in self._module.named_modules():
@@ -237,7 +311,7 @@ class Node:
 
     def _root(self) -> Node:
         """The node of the whole model, made again if only a part of the tree is in use."""
-        root = self._tree.nodes.get(id(self._tree.root))
+        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
         return root or self._make_child(self._tree.root, self._path.partition(".")[0])
 
     def _aliases(self) -> Mapping[str, str]:

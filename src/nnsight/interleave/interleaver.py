@@ -191,6 +191,9 @@ class Interleaver:
                 cut.renew(worker.rows)
         if worker.error is not None:
             error, worker.error = worker.error, None
+            if self.over and worker.unmet and isinstance(error, errors.MissedProviderError):
+                worker.unmet(error)
+                return
             self.failure = (error, error.__traceback__)
             try:
                 raise error

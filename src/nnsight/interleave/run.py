@@ -69,8 +69,8 @@ def run(
 
 def _warn_stopped(waiting: list[Worker]) -> None:
     """`tracer.stop()` ends the run for everyone: tell of the blocks that it cut short."""
-    for worker in waiting:
-        warn(f"tracer.stop() ended the run before the block at {worker.where} had all its values.")
+    for where in [worker.where for worker in waiting if worker.unmet is None]:
+        warn(f"tracer.stop() ended the run before the block at {where} had all its values.")
 
 
 def _tell_edits(error: BaseException, interleaver: Interleaver) -> None:

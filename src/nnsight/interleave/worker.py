@@ -37,6 +37,7 @@ class Worker:
         rows: its rows of the batch; None sees the whole batch.
         where: `file, line n` of the block, for messages.
         state: the torch state it starts with; None takes that of the run's caller.
+        unmet: told, in place of an error, that the run has ended without what the block waits for.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Worker:
         rows: Rows | None = None,
         where: str = "",
         state: ambient.Ambient | None = None,
+        unmet: Callable[[errors.MissedProviderError], None] | None = None,
     ) -> None:
+        self.unmet = unmet
         self.rows = rows
         self.where = where
         self.state = state

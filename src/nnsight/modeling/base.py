@@ -38,4 +38,5 @@ class NNsight(Envoy):
     def _update(self, module: Module) -> None:
         """Point the whole tree at another module of the same structure; envoys stay themselves."""
         self._tree.root = module
-        self._repoint(module)
+        for view in list(self._tree.views):
+            view.repoint(module)

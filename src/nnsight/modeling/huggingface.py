@@ -95,7 +95,10 @@ class HuggingFaceModel(NNsight):
         """
         if not self._dispatched:
             self._update(self._loader.weights())
-            self._dispatched = True
+
+    def _repoint(self, module: torch.nn.Module) -> None:
+        super()._repoint(module)
+        self._dispatched = not is_meta(module)
 
     def dispatch_model(self) -> None:
         """The same as `dispatch()` (an older name)."""

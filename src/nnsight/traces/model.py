@@ -54,3 +54,23 @@ class Model(Protocol):
     def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
         """How the rows of a combined input belong to its invokes."""
         ...
+
+    def _edits(self) -> list[Any]:
+        """The edits of the whole model, as it is seen through this view: a list to change."""
+        ...
+
+    def _twin(self) -> Any:
+        """The same module in another view, with edits of its own."""
+        ...
+
+    def _place_of(self, value: object) -> str | None:
+        """Where below the root `value` stands, if it is a part of the model; "" is the root."""
+        ...
+
+    def _at(self, place: str) -> Any:
+        """The part of the model at `place`."""
+        ...
+
+    def _holds(self, place: str) -> bool:
+        """Whether the module at `place` is in this one, by whatever path."""
+        ...

@@ -20,6 +20,7 @@ from nnsight.interleave.request import here
 from nnsight.interleave.run import run
 from nnsight.interleave.value import Value
 from nnsight.interleave.worker import Worker
+from nnsight.traces import edit
 from nnsight.traces.barrier import Barrier
 from nnsight.traces.invoke import Invoke, refuse_inside_run
 from nnsight.traces.model import Inputs, Model
@@ -203,6 +204,8 @@ class Trace(Tracer):
     ) -> Any:
         """Run the traced call on a combined input with `workers` beside it."""
         model = self.model
+        if model._edits():
+            workers = [*edit.workers(self), *workers]
         model._before_run()
         args, kwargs = model._place((args, kwargs))
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
@@ -307,14 +310,27 @@ def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
         ValueError: no input was given.
     """
     refuse_same_model(trace.model)
-    if not (size := trace._size()):
-        raise _nothing_to_run()
     returned: list[Any] = []
     worker = Worker(lambda: returned.append(fn(trace, trace.model)), where=_where(fn))
+    run_now(trace, [worker])
+    return returned[0] if returned else None
+
+
+def run_now(trace: Trace, workers: list[Worker]) -> Any:
+    """Run a trace that has no block of its own, with `workers` beside it.
+
+    Returns:
+        What the model returned.
+
+    Raises:
+        ValueError: no input was given.
+    """
+    if not (size := trace._size()):
+        raise _nothing_to_run()
     args, kwargs = trace.model._batch([trace.given], trace._fn_name())
     token = saves.set(Saves()) if saves.get() is None else None
     try:
-        trace.run_workers([worker], args, kwargs, size, split=False)
+        return trace.run_workers(workers, args, kwargs, size, split=False)
     except BaseException as error:
         traceback.clean(error)
         raise
@@ -322,7 +338,6 @@ def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
         trace.release()
         if token is not None:
             saves.reset(token)
-    return returned[0] if returned else None
 
 
 def _where(fn: Callable[..., Any]) -> str:
