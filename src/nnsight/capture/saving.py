@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from nnsight.capture.block import Block
 from nnsight.capture.frames import Span, frame_at, span_of
@@ -73,9 +73,8 @@ class Saves:
     def _container_of(self, value: Any) -> _Saved | None:
         """The saved tuple or list that `value` is an element of: `a, b = save((a, b))`."""
         for entry in self._kept.values():
-            if isinstance(entry.value, (tuple, list)):
-                held = cast("Iterable[Any]", entry.value)
-                if any(element is value for element in held):
+            if issubclass(type(entry.value), (tuple, list)):
+                if any(element is value for element in entry.value):
                     return entry
         return None
 
