@@ -10,6 +10,7 @@ import nnsight
 SURFACE = {
     "CONFIG",
     "BatchError",
+    "Cache",
     "Envoy",
     "LanguageModel",
     "MissedProviderError",

@@ -25,6 +25,7 @@ from nnsight.interleave.errors import (
 )
 from nnsight.modeling.base import NNsight
 from nnsight.mount import mount_save_on_tensors, watch_switches
+from nnsight.traces.cache import Cache
 from nnsight.traces.session import session
 from nnsight.traces.trace import Trace
 from nnsight.version import __version__
@@ -40,6 +41,7 @@ watch_switches()
 __all__ = [
     "CONFIG",
     "BatchError",
+    "Cache",
     "Envoy",
     "LanguageModel",
     "MissedProviderError",

@@ -24,6 +24,7 @@ from nnsight import (
 )
 from nnsight.capture.errors import NestedTraceError
 from nnsight.interleave.errors import MissedProviderError
+from nnsight.traces.errors import NotCachedError
 
 
 class Layer(nn.Module):
@@ -133,7 +134,7 @@ def parse(text: str, **options: Any) -> Iterator[Mistake]:
 KINDS: dict[str, type[BaseException]] = {
     **{kind.__name__: kind for kind in (BatchError, NeverCalledError, OutOfOrderError)},
     **{kind.__name__: kind for kind in (OutsideTraceError, WithBlockNotFoundError)},
-    **{kind.__name__: kind for kind in (NestedTraceError, MissedProviderError)},
+    **{kind.__name__: kind for kind in (NestedTraceError, MissedProviderError, NotCachedError)},
     **{kind.__name__: kind for kind in (KeyError, NameError, TypeError, ValueError, IndexError)},
     **{kind.__name__: kind for kind in (AttributeError, RuntimeError, SyntaxError, StopIteration)},
     **{kind.__name__: kind for kind in (ZeroDivisionError, KeyboardInterrupt, SystemExit)},
@@ -476,6 +477,45 @@ with model.trace(x):
     y = model.head(torch.zeros(2, 9))  #!
 """
 
+CACHES = r"""
+=== a cache of a module that does not exist
+ValueError: no module 'layers\.0\.cf' in this model.*`model\.layers\.0\.fc`
+with model.trace(x) as tracer:
+    cache = tracer.cache(modules=["layers.0.cf"])  #!
+
+=== a cache of a list of modules
+ValueError: 'model\.layers' only holds modules.*modules=list\(model\.layers\)
+with model.trace(x) as tracer:
+    cache = tracer.cache(modules=model.layers)  #!
+
+=== a cache of another model
+ValueError: `model\.head` is part of another model
+with model.trace(x) as tracer:
+    cache = tracer.cache(modules=other.head)  #!
+
+=== a cache after the trace
+OutsideTraceError: `tracer\.cache\(\)` was called outside of interleaving
+plain
+with model.trace(x) as tracer:
+    y = model.output.save()
+tracer.cache()  #!
+
+=== a cached value of a module that was passed
+NotCachedError: no output of `model\.embed`: the run did not come by it.*first line of the block
+with model.trace(x) as tracer:
+    first = model.layers[0].output
+    cache = tracer.cache()
+    model.head.output
+    early = cache.embed.output  #!
+
+=== cached inputs that were not kept
+NotCachedError: no inputs of `model\.embed`.*tracer\.cache\(include_inputs=True\)
+plain
+with model.trace(x) as tracer:
+    cache = tracer.cache()
+cache.embed.input  #!
+"""
+
 PLACES = r"""
 === output outside a trace
 OutsideTraceError: `model\.embed\.output` outside of interleaving.*inside `with model\.trace\(
@@ -810,4 +850,4 @@ with model.trace("Hello"):  #!
     y = model.output.save()
 """
 
-MISTAKES = [m for text in (ORDER, NAMES, WRITES, PLACES, PYTHON) for m in parse(text)]
+MISTAKES = [m for text in (ORDER, NAMES, WRITES, CACHES, PLACES, PYTHON) for m in parse(text)]

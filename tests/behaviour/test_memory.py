@@ -65,6 +65,17 @@ def barriers(model, x):
     return out
 
 
+def caches(model, x):
+    with model.trace() as tracer:
+        whole = tracer.cache()
+        with tracer.invoke(x):
+            cache = tracer.cache(include_inputs=True, detach=False)
+            model.second.output[:] = 0
+        with tracer.invoke(x):
+            few = tracer.cache(modules="*.first", dtype=torch.float16)
+    return whole, cache, few
+
+
 def stops(model, x):
     with model.trace(x) as tracer:
         hidden = model.first.output.save()
@@ -145,6 +156,7 @@ KINDS = [
     skips,
     invokes,
     barriers,
+    caches,
     stops,
     functions,
     plain,

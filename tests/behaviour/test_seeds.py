@@ -369,6 +369,18 @@ def test_sharing_between_prompts(model):
     assert torch.allclose(dog_with_cat.logits, expected.logits, atol=1e-5)
 
 
+def test_caching_activations(model):
+    with model.trace("Hello") as tracer:
+        cache = tracer.cache()
+
+    # Access cached values
+    layer0_out = cache['model.transformer.h.0'].output
+    print(cache.model.transformer.h[0].output[0].shape)
+    with model.trace("Hello"):
+        expected = model.transformer.h[0].output[0].save()
+    assert torch.equal(layer0_out[0], expected)
+
+
 def test_the_underlying_model(model, capsys):
     print(model._model) # See actual module names
     assert "GPT2LMHeadModel(" in capsys.readouterr().out

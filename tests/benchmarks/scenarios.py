@@ -21,7 +21,7 @@ import torch
 from torch.nn import Module
 
 import nnsight
-from nnsight import NNsight
+from nnsight import NNsight, nested
 
 from .harness import Case, Run, Scenario
 
@@ -249,6 +249,31 @@ def _read(found: list[torch.Tensor], _: Module, args: Any, output: torch.Tensor)
     found.append(output[:, -1])
 
 
+# --- a cache --------------------------------------------------------------------------------------
+
+
+def cache_of_everything() -> Case:
+    """A copy of what every module returns; the models' key/value caches are copied too."""
+    model, module = wrapped(gpt2), gpt2()
+    modules = list(module.modules())
+
+    def library() -> Any:
+        with model.trace(TOKENS) as tracer:
+            cache = tracer.cache()
+        return [leaf for view in cache.values() for leaf in nested.leaves(view.output)]
+
+    def raw() -> Any:
+        seen: list[Any] = []
+
+        def keep(_: Module, args: Any, output: Any) -> None:
+            seen.append(nested.map_leaves(torch.Tensor.clone, output))
+
+        hooked(module, TOKENS, [(inner, keep) for inner in modules])
+        return [leaf for value in seen for leaf in nested.leaves(value)]
+
+    return Case(library, raw)
+
+
 # --- a new line of source -------------------------------------------------------------------------
 
 _GO = (
@@ -412,6 +437,7 @@ SCENARIOS = [
     Scenario("200 reads of 600 modules", 1_568, lambda: reads_of_stack(200)),
     Scenario("one edit", 200, one_edit),
     Scenario("a patching sweep, per run", 250, patching_sweep),
+    Scenario("cache of every module", 500, cache_of_everything),
     Scenario("first run of a new line", 600, lambda: new_line(0)),
     Scenario("the same in 5,000 lines", 700, lambda: new_line(2_500)),
     Scenario("2 invokes, a read each", 700, lambda: invokes(2)),

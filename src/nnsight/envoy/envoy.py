@@ -13,6 +13,8 @@ from nnsight.capture.tracer import Backend
 from nnsight.envoy import aliases, editing, handoff, show
 from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
+from nnsight.envoy.layout import is_container
+from nnsight.envoy.observe import See, Targets, observe
 from nnsight.envoy.passage import Passage, Survey
 from nnsight.envoy.tree import Node, Tree, first_parameter
 from nnsight.interleave import errors, request
@@ -21,6 +23,7 @@ from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
+from nnsight.traces.layout import Layout
 from nnsight.traces.model import Inputs
 from nnsight.traces.trace import Trace, run_function, run_now
 
@@ -270,13 +273,18 @@ class Envoy(Node):
             NeverCalledError: the module is a container without a forward.
         """
         module = self._module
-        own = getattr(type(module), "forward", None)  # a scripted module's class has none
-        if own is Module.forward and "forward" not in vars(module):
+        if is_container(module):
             inside = next(iter(self._names()), "0")
             element = f"{self._path}[{inside}]" if inside.isdigit() else f"{self._path}.{inside}"
             example = f"{element}.{kind}"
             raise errors.container(Location(self, kind), type(module).__name__, example)
         handoff.watch(Location(self, kind), self._module, self._tree.above(self._module), run)
+
+    def _layout(self) -> Layout:
+        return self._tree.layout(self._path.partition(".")[0])
+
+    def _observe(self, run: Interleaver, outputs: Targets, inputs: Targets, see: See) -> None:
+        observe(outputs, inputs, see, run)
 
     # --- as the module ----------------------------------------------------------------------------
 

@@ -28,16 +28,21 @@ from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
 _numbers = itertools.count()
 
 
+def new_key() -> tuple[str, int]:
+    """A key for the hook dictionaries that nobody else has."""
+    return "nnsight", next(_numbers)
+
+
 def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     """Call `hook(module, args, result)` after the module, and after the user's own hooks."""
-    key = ("nnsight", next(_numbers))
+    key = new_key()
     run.at_close(lambda: module._forward_hooks.pop(key, None))  # type: ignore[call-overload]
     module._forward_hooks[key] = hook  # type: ignore[index]
 
 
 def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     """Call `hook(module, args, kwargs)` before the module, and after the user's own hooks."""
-    key = ("nnsight", next(_numbers))
+    key = new_key()
 
     def undo() -> None:
         module._forward_pre_hooks.pop(key, None)  # type: ignore[call-overload]
@@ -152,6 +157,7 @@ def _watch_gate(module: Module, location: Location, run: Interleaver) -> None:
 
 def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:
     """Offer the value at `location` to the run whenever the module comes by there."""
+    run.offered.add((id(module), location.kind))
     if run.last is None and isinstance(run.passage, Passage):
         run.passage.early.add(location)
     running = [*parents, module] if location.kind == SKIP else parents

@@ -70,7 +70,7 @@ def is_compiled(module: Module) -> bool:
     return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
 
 
-def _module_of(location: Location) -> Module | None:
+def module_of(location: Location) -> Module | None:
     """The module a location belongs to; None for the result of the run."""
     return vars(location.owner).get("_module")
 
@@ -99,7 +99,7 @@ class Passage:
 
     def before(self, location: Location) -> int:
         """How often the run came by `location` before anyone asked for it."""
-        module = _module_of(location)
+        module = module_of(location)
         if module is None:
             return 0
         return self._before(module, location.kind)
@@ -132,7 +132,7 @@ class Passage:
 
     def at(self, location: Location, visit: int) -> None:
         """The run itself comes by `location`, for the n-th time."""
-        module = _module_of(location)
+        module = module_of(location)
         time = None if module is None else self._time(module, location.kind)
         if time is None:
             return
@@ -144,7 +144,7 @@ class Passage:
 
     def story(self, location: Location) -> str:
         """`"passed"` if the run has been there, `"never"` if it is not called, else `""`."""
-        module = _module_of(location)
+        module = module_of(location)
         if module is None:
             return "passed"
         if self.everything:

@@ -14,7 +14,9 @@ from weakref import WeakSet, WeakValueDictionary, ref
 
 from torch.nn import Module, Parameter
 
+from nnsight.envoy import layout
 from nnsight.envoy.passage import Lineage, Survey
+from nnsight.traces.layout import Layout
 
 Aliases = Mapping[str, Mapping[str, str]]
 
@@ -29,6 +31,7 @@ class Tree:
         self.surveys: dict[tuple[str, str], Survey] = {}  # by path and method that was traced
         self.memory: dict[str, dict[Any, Any]] = {}  # what was found out of each traced module
         self._lineage: Lineage | None = None
+        self._layout: layout.Survey | None = None
 
     def __repr__(self) -> str:
         return f"the wrapped {type(self.root).__name__}"
@@ -37,7 +40,13 @@ class Tree:
         """The model has changed: what was learned of it no longer holds."""
         self.surveys.clear()
         self.memory.clear()
-        self._lineage = None
+        self._lineage = self._layout = None
+
+    def layout(self, name: str) -> Layout:
+        """Every module by path; `name` is that of the root."""
+        if self._layout is None or not self._layout.holds(self.root):
+            self._layout = layout.survey(self.root, name, self.aliases)
+        return self._layout.layout
 
     def above(self, module: Module) -> list[Module]:
         """Every module that may be running when `module` is called."""

@@ -24,6 +24,7 @@ from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
 from nnsight.interleave.worker import Worker
 
 Undo = Callable[[], None]
+Observer = Callable[[Location, Any], None]
 _transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
@@ -59,6 +60,8 @@ class Interleaver:
         self.typical = True  # no block skipped a module or called one as part of the run
         self.passage: Passage | None = None  # what the run has passed, as the model tells it
         self.touched: set[int] = set()  # modules that PyTorch looks at because of this run, by id
+        self.offered: set[tuple[int, str]] = set()  # modules by id, and kinds, that are offered
+        self.observers: list[Observer] = []  # see each value as the model goes on with it
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[Undo] = []
@@ -102,6 +105,8 @@ class Interleaver:
         finally:
             self._visit = outer
             self.visits[location] = number + 1
+        for observe in self.observers:
+            observe(location, visit.value)
         if self.stopping:
             raise errors.Stop
         return visit
@@ -287,6 +292,7 @@ class Interleaver:
     def _let_go(self) -> None:
         self._watched.clear()
         self._cuts.clear()
+        self.observers.clear()
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
         self.workers = []
         self._visit = self.tree = self.failure = self.passage = None

@@ -73,6 +73,11 @@ class Worker:
         return self._thread is not None
 
     @property
+    def run(self) -> Any:
+        """The run that it takes part in; None when it does not run."""
+        return self._run
+
+    @property
     def tree(self) -> Any:
         """The model that it runs beside; None when it does not run."""
         return None if self._run is None else self._run.tree

@@ -1,8 +1,118 @@
-"""What can go wrong with the verbs of this room, and the texts that say so."""
+"""What can go wrong with the verbs of a trace.
+
+Every text says what happened and where, what was expected, and what to write instead.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable
+
 from nnsight import nested
+from nnsight.interleave.location import OUTPUT
+
+
+class NotCachedError(KeyError):
+    """A cache does not have the value that was asked for."""
+
+    def __str__(self) -> str:  # a `KeyError` shows its text in quotes, on one line
+        return str(self.args[0])
+
+
+def nearest(path: str, known: Iterable[str]) -> str:
+    """A sentence that offers what `path` probably means; empty if nothing is near."""
+    found = list(known)
+    near = difflib.get_close_matches(path, found, n=2, cutoff=0.6)
+    near = near or [p for p in found if p.endswith("." + path.rpartition(".")[2])][:2]
+    return f" Did you mean {' or '.join(f'`{p}`' for p in near)}?" if near else ""
+
+
+# --- modules that a cache is asked for -----------------------------------------------------------
+
+
+def no_module(asked: str, known: Collection[str]) -> ValueError:
+    return ValueError(
+        f"cache(): there is no module {asked!r} in this model.{nearest(asked, known)} {_FORMS}"
+    )
+
+
+def no_match(pattern: str, known: Collection[str]) -> ValueError:
+    return ValueError(
+        f"cache(): no module of this model matches {pattern!r}.{nearest(pattern, known)} In a "
+        "pattern `*` stands for any text, dots included: '*.mlp', 'transformer.h.*.attn'. "
+        "`print(model)` shows the modules."
+    )
+
+
+def only_holds(asked: str, path: str) -> ValueError:
+    return ValueError(
+        f"cache(): {asked!r} only holds modules and is never called itself, so it has no values. "
+        f"Ask for the modules in it: `modules=list({path})`, or the pattern {path + '.*'!r}."
+    )
+
+
+def no_name(asked: object) -> ValueError:
+    return ValueError(f"cache(): {asked!r} is no module of a wrapped model. {_FORMS}")
+
+
+def module_of_another(path: str) -> ValueError:
+    return ValueError(
+        f"cache(): `{path}` is part of another model than the one that is traced. Open a cache in "
+        "a trace of that model."
+    )
+
+
+def nothing_to_keep() -> ValueError:
+    return ValueError(
+        "cache(): with include_output=False and include_inputs=False there is nothing to keep. "
+        "Leave one of them True."
+    )
+
+
+_FORMS = (
+    "Give modules (`model.transformer.h[0]`), paths ('transformer.h.0') or patterns ('*.mlp'); "
+    "`print(model)` shows them all."
+)
+
+
+# --- values that a cache does not have -----------------------------------------------------------
+
+
+def no_path(path: str, walkable: Collection[str], recorded: list[str]) -> str:
+    few = ", ".join(recorded[:3]) or "nothing"
+    return (
+        f"this cache has no module {path!r}.{nearest(path, walkable)} It holds {len(recorded)} "
+        f"modules ({few}, ...); `cache.keys()` lists them, and `tracer.cache(modules=[...])` says "
+        "which are kept."
+    )
+
+
+def not_kept(path: str, kind: str) -> NotCachedError:
+    word = "output" if kind == OUTPUT else "inputs"
+    return NotCachedError(
+        f"this cache has no {word} of `{path}`: it was opened without them. Write "
+        f"`tracer.cache(include_{word}=True)`."
+    )
+
+
+def not_met(path: str, kind: str) -> NotCachedError:
+    return NotCachedError(
+        f"this cache has no {kind} of `{path}`: the run did not come by it while the cache was "
+        "open. The module was not called, or it had been passed: open the cache in the first line "
+        "of the block."
+    )
+
+
+def not_asked(path: str, kind: str, recorded: Iterable[str]) -> NotCachedError:
+    inside = next((p for p in recorded if p.startswith(f"{path}.")), None)
+    way_out = f" It has `{inside}` and others below it." if inside else ""
+    return NotCachedError(
+        f"this cache has no {kind} of `{path}`: a value belongs to a module that is called and "
+        f"that the cache was asked for.{way_out}"
+    )
+
+
+# --- edits --------------------------------------------------------------------------------------
 
 
 def edit_without_effect(name: str, where: str, reason: BaseException) -> str:

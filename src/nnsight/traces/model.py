@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
+from nnsight.interleave.location import Location
+from nnsight.traces.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,20 @@ class Model(Protocol):
 
     def _enter(self, run: Interleaver, fn: str) -> None:
         """Prepare the module for one run; undo it when the run closes."""
+        ...
+
+    def _layout(self) -> Layout:
+        """Every module of the wrapped model that this one is part of."""
+        ...
+
+    def _observe(
+        self,
+        run: Interleaver,
+        outputs: Mapping[Any, Location],
+        inputs: Mapping[Any, Location],
+        see: Callable[[Location, Any], None],
+    ) -> None:
+        """From now on in `run`, show `see` the values of these modules whenever it comes by."""
         ...
 
     def _batch_of(self, total: int, split: bool, call: Any) -> Batch:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from nnsight.capture import traceback
 from nnsight.capture.errors import NestedTraceError
 from nnsight.capture.saving import Saves, save, saves
@@ -15,15 +17,17 @@ from nnsight.capture.tracer import Backend, Tracer
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Rows
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.interleave.location import OUTPUT, RESULT, Location
+from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.run import run
 from nnsight.interleave.value import Value
 from nnsight.interleave.worker import Worker
 from nnsight.traces import edit
 from nnsight.traces.barrier import Barrier
+from nnsight.traces.cache import Cache, Opening, open_cache
 from nnsight.traces.invoke import Invoke, refuse_inside_run
 from nnsight.traces.model import Inputs, Model
+from nnsight.traces.recording import Keeping
 from nnsight.traces.sharing import Names
 
 
@@ -71,6 +75,7 @@ class Trace(Tracer):
         self.given = given
         self.fn = fn
         self.invokes: list[Invoke] = []
+        self.openings: list[Opening] = []  # of caches in the body around the invokes
 
     # --- in the block -----------------------------------------------------------------------------
 
@@ -99,6 +104,49 @@ class Trace(Tracer):
     def barrier(self, n: int) -> Barrier:
         """A point at which `n` blocks wait for one another; call it in each of them."""
         return Barrier(n)
+
+    def cache(
+        self,
+        modules: Any = None,
+        device: torch.device | str | None = "cpu",
+        dtype: torch.dtype | None = None,
+        detach: bool = True,
+        include_output: bool = True,
+        include_inputs: bool = False,
+        non_blocking: bool = False,
+    ) -> Cache:
+        """Keep copies of the values of many modules, from this line on: no line for each.
+
+        Values are those that the model goes on with, after all edits. The cache needs no `save()`.
+        In an invoke it holds the rows of that invoke; in the body of a trace that opens invokes,
+        those of the whole batch.
+
+        Args:
+            modules: which ones: an envoy, a path (`"transformer.h.0"`), a pattern in which `*`
+                stands for any text (`"*.mlp"`), or a list of these. All by default.
+            device: where the copies are kept; None leaves them where the values are.
+            dtype: of the copies of floating point values.
+            detach: False keeps the values in their graph, so that gradients can be taken.
+            include_output: keep what the modules return.
+            include_inputs: keep what they are given.
+            non_blocking: copy from a GPU while the model goes on.
+
+        Raises:
+            ValueError: `modules` names something that this model does not have.
+        """
+        if not isinstance(device, torch.device) and device is not None:
+            device = torch.device(device)
+        keeping = Keeping(device, dtype, detach, non_blocking)
+        kinds = (OUTPUT,) * include_output + (INPUT,) * include_inputs
+        opening = open_cache(self.model, modules, kinds, keeping)
+        worker = here.worker
+        if here.outside_invokes:
+            self.openings.append(opening)
+        elif worker is None or worker.tree is not self.tree:
+            raise errors.nothing_runs("tracer.cache()")
+        else:
+            opening.begin(worker.run, worker.rows)
+        return save(opening.cache)
 
     def stop(self) -> None:
         """End the run here: the rest of this block and of the forward does not happen.
@@ -210,7 +258,12 @@ class Trace(Tracer):
         args, kwargs = model._place((args, kwargs))
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
         batch = model._batch_of(total, split, call)
-        enter = functools.partial(model._enter, fn=self._fn_name())
+
+        def enter(run: Interleaver) -> None:
+            model._enter(run, fn=self._fn_name())
+            for opening in self.openings:
+                opening.begin(run, None)
+
         try:
             return run(model.tree, workers, batch, call, Location(self, RESULT), enter)
         except TypeError as error:
@@ -221,7 +274,7 @@ class Trace(Tracer):
     def release(self) -> None:
         super().release()
         self._ended = True
-        self.invokes = []
+        self.invokes, self.openings = [], []
         self.given = Inputs()
 
     # --- as the model -----------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""What a cache does while the model runs: copy the values of its modules, inside the hooks.
+
+No block is woken for it. A value is copied as the model goes on with it, after every block has done
+its edits there, and no later change in place reaches the copy.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from nnsight import nested
+from nnsight.interleave import errors
+from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave.location import Location
+from nnsight.traces.layout import Names
+
+_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
+
+
+class _Attached(NamedTuple):
+    """A tensor kept in its graph. Changed in place afterwards, a copy of what it was stands in."""
+
+    tensor: torch.Tensor
+    version: int
+    copy: torch.Tensor
+
+
+@dataclass
+class Store:
+    """The values of one cache. Holds no module, and nothing of the run once it is over."""
+
+    names: Names
+    asked: frozenset[str]  # paths of the modules that it was opened for
+    kinds: tuple[str, ...]  # `output`, `input`
+    values: dict[str, dict[str, list[Any]]]  # by kind and path, one for each visit
+    pending: set[torch.device] = field(default_factory=set)  # where copies may still be under way
+    attached: bool = False  # whether some values are kept in their graph
+
+    def of(self, kind: str, path: str) -> list[Any]:
+        """The values of a module, one for each visit."""
+        self.settle()
+        values = self.values.get(kind, {}).get(path, [])
+        return [_plain(value) for value in values] if self.attached else list(values)
+
+    @property
+    def recorded(self) -> list[str]:
+        """Paths of the modules that have values, in the order in which they first had one."""
+        return list(dict.fromkeys(p for found in self.values.values() for p in found))
+
+    @functools.cached_property
+    def walkable(self) -> frozenset[str]:
+        """Paths that can be walked to: of the modules asked for, and of those above them."""
+        return frozenset(
+            ".".join(parts[:end])
+            for parts in (path.split(".") for path in self.asked)
+            for end in range(1, len(parts) + 1)
+        )
+
+    def settle(self) -> None:
+        """Wait for copies that were started with `non_blocking=True`."""
+        while self.pending:
+            device = self.pending.pop()
+            getattr(torch, device.type).synchronize(device)
+
+    def finish(self) -> None:
+        """The run is over: let go of what was kept for the case of a change in place."""
+        self.settle()
+        if self.attached:
+            for found in self.values.values():
+                for path, values in found.items():
+                    found[path] = [_plain(value) for value in values]
+            self.attached = False
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a cache keeps a tensor."""
+
+    device: torch.device | None  # None: where it is
+    dtype: torch.dtype | None  # of floating point values; None: as it is
+    detach: bool
+    non_blocking: bool
+
+    def keep(self, tensor: torch.Tensor, store: Store) -> Any:
+        """A copy of `tensor` as it is now."""
+        if tensor.requires_grad and self.detach:
+            tensor = tensor.detach()
+        moved = self._moved(tensor, store)
+        if moved is not tensor:
+            return moved
+        if not tensor.requires_grad:
+            return tensor.clone()
+        store.attached = True
+        return _Attached(tensor, tensor._version, tensor.clone())
+
+    def _moved(self, tensor: torch.Tensor, store: Store) -> torch.Tensor:
+        """`tensor` at the device and in the dtype asked for; itself where that changes nothing."""
+        device = tensor.device
+        moves = self.device is not None and device != self.device and not tensor.is_meta
+        if not moves and self.dtype is None:
+            return tensor
+        floats = tensor.is_floating_point() or tensor.is_complex()
+        dtype = self.dtype if floats else None
+        if self.non_blocking and moves and device.type != "cpu":
+            store.pending.add(device)
+        return tensor.to(self.device if moves else device, dtype, non_blocking=self.non_blocking)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Fills a store with what its block sees of a run."""
+
+    store: Store
+    keeping: Keeping
+    batch: Batch
+    rows: Rows | None
+
+    def see(self, location: Location, value: Any) -> None:
+        """The run is at `location` and goes on with `value`."""
+        if _transforming() is not None:
+            raise errors.transformed(location)
+        own = value if self.rows is None else self.batch.narrow(value, self.rows, location)
+        kept = self._copy(own)
+        self.store.values[location.kind].setdefault(location.owner.path, []).append(kept)
+
+    def _copy(self, value: Any) -> Any:
+        """`value` with every tensor copied, in containers that nobody else has."""
+        if isinstance(value, torch.Tensor):
+            return self.keeping.keep(value, self.store)
+        members = nested.parts(value)
+        if members is None:
+            return value
+        return nested.rebuild(value, {key: self._copy(m) for key, m in members.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Attached):
+        return value.tensor if value.tensor._version == value.version else value.copy
+    members = None if isinstance(value, torch.Tensor) else nested.parts(value)
+    if not members:
+        return value
+    return nested.rebuild(value, {key: _plain(member) for key, member in members.items()})
