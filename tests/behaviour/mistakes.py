@@ -289,11 +289,6 @@ AttributeError: 'reslt'.*The tracer has `\.result`
 with model.trace(x) as tracer:
     z = tracer.reslt.save()  #!
 
-=== a misspelt value of the tracer that is written
-AttributeError: the tracer has no value 'outptu', so assigning it would change nothing\. Did you mean `\.output`
-with model.trace(x) as tracer:
-    tracer.outptu = torch.zeros(2, 2)  #!
-
 === a value that was passed while the block waited for a name
 OutOfOrderError: already ran past it.*had waited for the name 'y' of the block at .*, line \d+.*Read the value before the line
 with model.trace() as tracer:

@@ -436,3 +436,11 @@ def test_a_module_that_does_not_run(module):
     with pytest.raises((NeverCalledError, OutOfOrderError), match=r"`model\.spare\.output`"):
         with model.trace(X):
             model.spare.output.save()
+
+
+def test_a_misspelt_value_of_the_tracer_is_told(model):
+    with pytest.warns(
+        UserWarning, match=r"`.outptu = ...` on the tracer changed nothing.*`.output`"
+    ):
+        with model.trace(X) as tracer:
+            tracer.outptu = model.output * 0

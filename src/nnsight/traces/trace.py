@@ -191,10 +191,24 @@ class Trace(Tracer):
                 "this trace has run already, and a trace runs once: call `model.trace(...)` again"
             )
         refuse_same_model(self.model)
+        known = len(vars(self))
         if size := self._size():
-            return self._run_block(size)
-        self._run_outer_block()
-        return self._run_invokes()
+            result = self._run_block(size)
+        else:
+            self._run_outer_block()
+            result = self._run_invokes()
+        if len(vars(self)) > known:
+            self._warn_misspelt(list(vars(self))[known:])
+        return result
+
+    def _warn_misspelt(self, names: list[str]) -> None:
+        """Warn of attributes that a block gave the tracer in place of a value of the model."""
+        for name in names:
+            if near := difflib.get_close_matches(name, [OUTPUT, "inputs", RESULT], n=1):
+                traceback.warn(
+                    f"`.{name} = ...` on the tracer changed nothing in the model. Did you mean "
+                    f"`.{near[0]}`?"
+                )
 
     def _run_block(self, size: int) -> Any:
         scope = self.scope
@@ -289,16 +303,6 @@ class Trace(Tracer):
             if near := difflib.get_close_matches(name, own, n=1):
                 traceback.note(error, f"The tracer has `.{near[0]}`.")
             raise
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        known = name in vars(self) or hasattr(type(self), name)
-        if not known and vars(self).get("scope") is not None and here.worker is not None:
-            near = difflib.get_close_matches(name, [OUTPUT, "input", "inputs", RESULT], n=1)
-            raise AttributeError(
-                f"the tracer has no value {name!r}, so assigning it would change nothing."
-                + (f" Did you mean `.{near[0]}`?" if near else "")
-            )
-        super().__setattr__(name, value)
 
     output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
 
