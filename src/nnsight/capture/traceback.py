@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from types import FrameType, TracebackType
@@ -18,8 +19,10 @@ _hidden: list[str] = [_OURS]
 def hide(folder: str) -> None:
     """Leave frames from `folder` out of tracebacks (a framework that calls between our frames)."""
     _hidden.append(os.path.join(os.path.abspath(folder), ""))
+    is_hidden.cache_clear()
 
 
+@functools.lru_cache(maxsize=1024)
 def is_hidden(filename: str) -> bool:
     return filename.startswith(tuple(_hidden)) and not filename.startswith(_LIKE_A_USERS)
 

@@ -114,9 +114,20 @@ def _find(caller: FrameType) -> _Found:
     return _Found(frame, known[key], wrapped)
 
 
+def _find_again(tracer: Tracer | None, caller: FrameType) -> _Found:
+    """The same, once for `__enter__` and `__exit__`: a `with` looks up both at one instruction."""
+    entering = None if tracer is None else tracer.entering
+    if entering is not None and entering[0] is caller and entering[1] == caller.f_lasti:
+        return entering[2]
+    found = _find(caller)
+    if tracer is not None:
+        tracer.entering = caller, caller.f_lasti, found
+    return found
+
+
 def _caller() -> FrameType:
     """The nearest frame that is not this library's."""
-    frame = frame_at(1)
+    frame = frame_at(2)
     while traceback.is_hidden(frame.f_code.co_filename) and frame.f_back is not None:
         frame = frame.f_back
     return frame
@@ -132,7 +143,7 @@ class _Entrance:
         caller, step = _caller(), self.step
         found: _Found | BaseException
         try:
-            found = _find(caller)
+            found = _find_again(tracer, caller)
             code = found.place.entrance
         except Exception as error:  # raised by the step, from the entrance
             found, caller = traceback.clean(error), without_contextlib(caller)
@@ -163,6 +174,7 @@ class Tracer:
         self.backend: Backend = backend or run_here
         self.scope: Scope | None = None  # the block's variables, from enter to the end of the run
         self.inner: list[Scope] = []  # scopes of blocks that this one opened in its own frame
+        self.entering: tuple[FrameType, int, _Found] | None = None  # until it is entered
         self._undo: Undo | None = None
         self._wrapped = False
 
@@ -175,6 +187,7 @@ class Tracer:
     # What a `with` calls.
 
     def _begin(self, found: _Found | BaseException) -> tuple[Any, BaseException | None]:
+        self.entering = None
         if self.scope is not None:
             return None, NestedTraceError("this trace is already open: call `model.trace` again")
         if isinstance(found, BaseException):

@@ -35,22 +35,21 @@ def new_key() -> tuple[str, int]:
 
 def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     """Call `hook(module, args, result)` after the module, and after the user's own hooks."""
-    key = new_key()
-    run.at_close(lambda: module._forward_hooks.pop(key, None))  # type: ignore[call-overload]
-    module._forward_hooks[key] = hook  # type: ignore[index]
+    key: Any = new_key()
+    hooks: Any = module._forward_hooks
+    run.at_close(hooks.pop, key, None)
+    hooks[key] = hook
 
 
 def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     """Call `hook(module, args, kwargs)` before the module, and after the user's own hooks."""
     key = new_key()
-
-    def undo() -> None:
-        module._forward_pre_hooks.pop(key, None)  # type: ignore[call-overload]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)  # type: ignore[call-overload]
-
-    run.at_close(undo)
-    module._forward_pre_hooks_with_kwargs[key] = True  # type: ignore[index]
-    module._forward_pre_hooks[key] = hook  # type: ignore[index]
+    hooks: Any = module._forward_pre_hooks
+    with_kwargs: Any = module._forward_pre_hooks_with_kwargs
+    run.at_close(with_kwargs.pop, key, None)
+    run.at_close(hooks.pop, key, None)
+    with_kwargs[key] = True
+    hooks[key] = hook
 
 
 def _no_effect(*_: Any) -> None:
@@ -192,7 +191,7 @@ def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> Non
             finished[module] += 1
             order.setdefault((module, False), len(order))
 
-    key: Any = ("nnsight", next(_numbers))
+    key: Any = new_key()
 
     def undo() -> None:
         for module in modules:

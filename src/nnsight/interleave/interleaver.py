@@ -23,7 +23,6 @@ from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
 from nnsight.interleave.worker import Worker
 
-Undo = Callable[[], None]
 Observer = Callable[[Location, Any], None]
 _transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 
@@ -64,7 +63,7 @@ class Interleaver:
         self.observers: list[Observer] = []  # see each value as the model goes on with it
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
-        self._undo: list[Undo] = []
+        self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._visit: _Visit | None = None
         # tensors replaced by one block, each with the blocks that had read their rows of it before
         self._cuts: list[tuple[Cut, list[Worker]]] = []
@@ -278,7 +277,8 @@ class Interleaver:
             try:
                 self.cancel()
                 while self._undo:
-                    self._undo[-1]()
+                    undo, args = self._undo[-1]
+                    undo(*args)
                     self._undo.pop()
             except KeyboardInterrupt as error:  # first everything is taken off
                 trouble = error
@@ -297,9 +297,9 @@ class Interleaver:
         self.workers = []
         self._visit = self.tree = self.failure = self.passage = None
 
-    def at_close(self, undo: Undo) -> None:
-        """Call `undo` when the run is over."""
-        self._undo.append(undo)
+    def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
+        """Call `undo(*args)` when the run is over."""
+        self._undo.append((undo, args))
 
     def holds(self) -> bool:
         """Whether a module call on this thread belongs to this run."""
