@@ -268,8 +268,7 @@ class Trace(Tracer):
         model = self.model
         if model._edits():
             workers = [*edit.workers(self), *workers]
-        model._before_run()
-        args, kwargs = model._place((args, kwargs))
+        args, kwargs = self._prepare(args, kwargs)
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
         batch = model._batch_of(total, split, call)
 
@@ -284,6 +283,11 @@ class Trace(Tracer):
             if (text := errors.advice(error)) is not None:
                 traceback.note(error, text)
             raise
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Get the model ready to run, and the input as the model takes it."""
+        self.model._before_run()
+        return self.model._place((args, kwargs))
 
     def release(self) -> None:
         super().release()
