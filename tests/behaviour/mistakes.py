@@ -472,6 +472,72 @@ with model.trace(x):
     y = model.head(torch.zeros(2, 9))  #!
 """
 
+STEPS = r"""
+=== wrong order in a step
+OutOfOrderError: `model\.embed\.output` of step 0 .*ran past it \(it is at `model\.head\.output`.*move this line up
+with model.trace(x) as tracer:
+    for step in tracer.iter[:]:
+        model.head.output
+        model.embed.output  #!
+
+=== a module after an open loop
+OutOfOrderError: `model\.head\.output` .*the loop over steps before this line ended because the run did.*tracer\.result
+saved: seen
+with model.trace(x) as tracer:
+    for step in tracer.iter[:]:
+        seen = model.embed.output.save()
+    head = model.head.output.save()  #!
+
+=== a step beyond the run
+MissedProviderError: `model\.head\.output` of step 2 was not provided: the run came by there 1 time\(s\) before.*tracer\.iter\[:\]
+with model.trace(x):
+    model.head.next(2).output  #!
+
+=== a negative step
+ValueError: `tracer\.iter\[-1\]`: steps count from 0
+with model.trace(x) as tracer:
+    for step in tracer.iter[-1]:  #!
+        model.head.output
+
+=== steps counted from the end
+ValueError: `tracer\.iter\[:-1\]`: steps count from 0
+with model.trace(x) as tracer:
+    with tracer.iter[:-1]:  #!
+        model.head.output
+
+=== steps by name
+TypeError: `tracer\.iter\['all'\]`: steps are chosen by a number
+with model.trace(x) as tracer:
+    for step in tracer.iter["all"]:  #!
+        model.head.output
+
+=== back a step
+ValueError: `model\.head\.next\(\)` goes on by a whole number of steps
+with model.trace(x):
+    model.head.next(-1)  #!
+
+=== steps outside of a trace
+OutsideTraceError: `model\.iter\[:\]` was called outside of interleaving
+plain
+list(model.iter[:])  #!
+
+=== steps between invokes
+OutsideTraceError: `tracer\.iter\[:\]` was called outside of interleaving.*tracer\.invoke
+with model.trace() as tracer:
+    for step in tracer.iter[:]:  #!
+        pass
+    with tracer.invoke(x):
+        model.head.output
+
+=== with steps in a helper
+TypeError: `with tracer\.iter\[:\]:` stands here in a function.*for step in tracer\.iter
+def each(tracer):
+    with tracer.iter[:]:  #!
+        model.head.output
+with model.trace(x) as tracer:
+    each(tracer)
+"""
+
 CACHES = r"""
 === a cache of a module that does not exist
 ValueError: no module 'layers\.0\.cf' in this model.*`model\.layers\.0\.fc`
@@ -845,4 +911,6 @@ with model.trace("Hello"):  #!
     y = model.output.save()
 """
 
-MISTAKES = [m for text in (ORDER, NAMES, WRITES, CACHES, PLACES, PYTHON) for m in parse(text)]
+MISTAKES = [
+    m for text in (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON) for m in parse(text)
+]

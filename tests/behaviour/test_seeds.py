@@ -369,6 +369,47 @@ def test_sharing_between_prompts(model):
     assert torch.allclose(dog_with_cat.logits, expected.logits, atol=1e-5)
 
 
+def test_multi_token_generation(model, capsys):
+    with model.generate("The Eiffel Tower is in", max_new_tokens=3) as tracer:
+        output = model.generator.output.save()
+
+    print(model.tokenizer.decode(output[0]))
+    # "The Eiffel Tower is in the city of Paris"
+    ids = model.tokenizer("The Eiffel Tower is in", return_tensors="pt")
+    assert torch.equal(output, model._module.generate(**ids, max_new_tokens=3, pad_token_id=0))
+    assert "The Eiffel Tower is in" in capsys.readouterr().out
+
+
+def test_iterating_over_generation_steps(model):
+    with model.generate("Hello", max_new_tokens=5) as tracer:
+        logits = list().save()
+
+        # Iterate over all generation steps
+        with tracer.iter[:]:
+            logits.append(model.lm_head.output[0][-1].argmax(dim=-1))
+
+    print(model.tokenizer.batch_decode(logits))
+    ids = model.generate("Hello", max_new_tokens=5)
+    assert 1 <= len(logits) <= 5
+    assert torch.stack(logits).tolist() == ids[0, -len(logits):].tolist()
+
+
+def test_conditional_interventions_per_step(model):
+    with model.generate("Hello", max_new_tokens=5) as tracer:
+        outputs = list().save()
+
+        with tracer.iter[:] as step_idx:
+            if step_idx == 2:
+                model.transformer.h[0].output[0][:] = 0  # Only on step 2
+
+            outputs.append(model.transformer.h[-1].output[0])
+    with model.generate("Hello", max_new_tokens=5) as tracer:
+        plain = [model.transformer.h[-1].output[0] for _ in tracer.iter[:]].save()
+    assert len(outputs) == 5
+    assert torch.equal(outputs[1], plain[1])
+    assert not torch.equal(outputs[2], plain[2])
+
+
 def test_caching_activations(model):
     with model.trace("Hello") as tracer:
         cache = tracer.cache()
@@ -415,42 +456,3 @@ def test_saving_specific_layers(model):
             kept.append(model.transformer.h[i].output[0].save())
         kept.save()
     assert len(kept) == 3
-
-
-# --- edits, scans, sessions ----------------------------------------------------------------------
-
-
-def test_model_editing(model):
-    # Create edited model (non-destructive)
-    with model.edit() as model_edited:
-        model.transformer.h[0].output[0][:] = 0
-
-    # Original model unchanged
-    with model.trace("Hello"):
-        out1 = model.transformer.h[0].output[0].save()
-
-    # Edited model has modification
-    with model_edited.trace("Hello"):
-        out2 = model_edited.transformer.h[0].output[0].save()
-
-    assert not torch.all(out1 == 0)
-    assert torch.all(out2 == 0)
-
-
-def test_scanning(model, capsys):
-    with model.scan("Hello"):
-        dim = model.transformer.h[0].output[0].shape[-1]
-
-    print(dim)  # 768
-    assert dim == 48 and capsys.readouterr().out == "48\n"
-
-
-def test_sessions(model):
-    with model.session() as session:
-        with model.trace("Hello"):
-            hs1 = model.transformer.h[0].output[0].save()
-        
-        with model.trace("World"):
-            model.transformer.h[0].output[0][:] = hs1  # Use value from first trace
-            hs2 = model.transformer.h[0].output[0].save()
-    assert session is not None and torch.equal(hs1, hs2) and hs1.any()

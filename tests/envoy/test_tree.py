@@ -269,7 +269,7 @@ def test_the_words_of_ours_keep_their_meaning():
     model = NNsight(Colliding())
     assert model.path == "model" and model.get("E_path").path == "model.path"
     assert len(model.modules()) == len(Colliding.NAMES) + 4
-    assert "(output -> .E_output)" in repr(model) and "(next): " in repr(model)
+    assert "(output -> .E_output)" in repr(model) and "(save): " in repr(model)
     with model.trace(X):
         model.E_output.output = torch.zeros(2, 4)
         zeroed = model.E_input.input.save()

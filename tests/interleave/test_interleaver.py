@@ -142,6 +142,9 @@ class Counted:
     def at(self, location, visit):
         self.seen.append((str(location), visit))
 
+    def step(self):
+        return 0
+
     def story(self, location):
         return {"n": "never", "p": "passed"}.get(location.owner.path[-1], "")
 

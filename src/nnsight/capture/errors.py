@@ -77,7 +77,8 @@ def illegal_statement(word: str, filename: str, node: object, line: str) -> Synt
         "return": "there is no caller to return to: bind a name and `return` it after the block",
         "yield": "a block cannot be suspended: collect into a list and yield after the block",
         "await": "a block cannot be suspended: await before the block and use the value inside",
-        "break": "the loop is outside the block: save a flag and `break` after the block",
+        "break": "the loop is outside the block: save a flag and `break` after the block (to leave "
+        "a `with tracer.iter[...]`, write it as `for step in tracer.iter[...]`)",
         "continue": "the loop is outside the block: guard the rest of the body with `if`",
         "import *": "a block has names of its own: import the names you need",
     }[word]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nnsight.capture import errors
 from nnsight.capture.names import Function, children, parts
+from nnsight.capture.repeats import is_repeated
 from nnsight.capture.source import Site
 
 _LEAVING: dict[type[ast.AST], str] = {
@@ -35,8 +36,9 @@ def _leaving(node: ast.AST, in_loop: bool) -> Iterator[tuple[str, ast.AST]]:
             yield from _leaving(part, in_loop)
         return
     loop = isinstance(node, (ast.For, ast.While))
+    repeated = isinstance(node, ast.With) and any(map(is_repeated, node.items))
     for name, child in children(node):  # a loop's `else` is no longer in the loop
-        yield from _leaving(child, in_loop or (loop and name == "body"))
+        yield from _leaving(child, (in_loop and not repeated) or (loop and name == "body"))
 
 
 def refuse(body: list[ast.stmt], site: Site) -> None:

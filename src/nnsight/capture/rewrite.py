@@ -1,7 +1,8 @@
 """How the statements of a block are changed before they are compiled.
 
 `x.save()` becomes `save(x)` (nothing is mounted on `object`), an argument-less `super()` gets its
-arguments, and where a sibling block binds a name too, reads of that name go through `await_name`.
+arguments, `with tracer.iter[...] as n:` becomes a loop, and where a sibling block binds a name too,
+reads of that name go through `await_name`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 from typing import Any
 
 from nnsight.capture.names import Comprehension, leftmost, names_of, updates
+from nnsight.capture.repeats import as_loop
 
 HELPER = "__nnsight_"  # names of ours in a compiled body: never the user's, never handed back
 SAVE, AWAIT, TRACER = f"{HELPER}save__", f"{HELPER}await__", f"{HELPER}tracer__"
@@ -53,6 +55,10 @@ class Rewrite(ast.NodeTransformer):
             if self.depth == 0 and self.first_argument is not None:
                 node.args = [load("__class__", node), load(self.first_argument, node)]
         return node
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        self.generic_visit(node)
+        return as_loop(node, f"{HELPER}step__")
 
     def _declaration(self, node: ast.stmt) -> ast.AST:
         return node if self.depth else ast.copy_location(ast.Pass(), node)

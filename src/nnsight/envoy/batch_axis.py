@@ -5,7 +5,8 @@ heads, a table of positions that is as long by chance; and a tensor that is seve
 may be all rows' tokens in one dimension. Where the batch size is close to a size of the model or of
 an input, or a length is a multiple of it, a twin of the model, which shares its weights, is run
 once with another number of rows: what keeps its length is not batched, what grows as the batch did
-is. The answer is kept with the model.
+is. The answer is kept with the model. Of a method that calls the model step by step, the first step
+and the second are told apart: the first reads a prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import copy
 import functools
 import random
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +24,10 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.traceback import warn
-from nnsight.interleave.location import INPUT, OUTPUT, Location
+from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 
-Lengths = dict[tuple[str, str], list[int]]  # of every leaf at (module path, kind): its first length
+# Of every leaf at a module path and a kind, at the first visit or a later one: its first length.
+Lengths = dict[tuple[str, str, bool], list[int]]
 
 
 def sizes_of(module: Module) -> frozenset[int]:
@@ -90,11 +92,15 @@ def _same_randomness(module: Module) -> Generator[None]:
             numpy.random.set_state(states[1])
 
 
-def _record(twin: Module, lengths: Lengths) -> None:
-    def keep(path: str, kind: str, value: Any) -> None:
+def _keep(lengths: Lengths, path: str, kind: str, value: Any) -> None:
+    later = (path, kind, False) in lengths
+    if (path, kind, later) not in lengths:
         first = [leaf.shape[0] if leaf.ndim else 0 for leaf in nested.leaves(value)]
-        lengths.setdefault((path, kind), first)
+        lengths[path, kind, later] = first
 
+
+def _record(twin: Module, lengths: Lengths) -> None:
+    keep = functools.partial(_keep, lengths)
     for path, inner in twin.named_modules(remove_duplicate=False):
         inner.register_forward_pre_hook(
             lambda m, args, kwargs, path=path: keep(path, INPUT, (args, kwargs)), with_kwargs=True
@@ -102,14 +108,15 @@ def _record(twin: Module, lengths: Lengths) -> None:
         inner.register_forward_hook(lambda m, args, out, path=path: keep(path, OUTPUT, out))
 
 
-def measure(module: Module, args: Any, kwargs: Any, total: int, rows: int) -> Lengths:
+def measure(module: Module, call: functools.partial[Any], total: int, rows: int) -> Lengths:
     """The first length of every value of `module`, were the batch `rows` and not `total` long."""
     lengths: Lengths = {}
     with _same_randomness(module), torch.no_grad():
         twin = _twin(module)
         _record(twin, lengths)
-        args, kwargs = _with_rows((args, kwargs), total, rows)
-        twin(*args, **kwargs)
+        args, kwargs = _with_rows((call.args, call.keywords), total, rows)
+        method = twin if call.func is module else getattr(twin, call.func.__name__)
+        _keep(lengths, "", RESULT, method(*args, **kwargs))
     return lengths
 
 
@@ -121,7 +128,8 @@ class BatchAxis:
         path: where it is in its tree.
         memory: what earlier runs of it found out, kept with the tree.
         total: the rows of the batch.
-        call: the call of the run, with its arguments.
+        call: what to run on the twin: the call of the run, with its arguments, or a shorter one.
+        also: further sizes that a value may have.
     """
 
     def __init__(
@@ -131,22 +139,26 @@ class BatchAxis:
         memory: dict[Any, Any],
         total: int,
         call: functools.partial[Any],
+        also: Collection[int] = (),
     ) -> None:
         self._module, self._path, self._memory = module, path, memory
-        self._total, self._call = total, call
+        self._total, self._call, self._also = total, call, also
+        self.step: Callable[[], int] = lambda: 0  # which step the run is at
 
     def __call__(self, location: Location, leaf: int, length: int) -> bool | None:
         if length == self._total and not self._doubtful:
             return True
-        lengths = self._lengths.get(self._key(location))
+        path, kind = self._key(location)
+        later = self.step() > 0 and (path, kind, True) in self._lengths
+        lengths = self._lengths.get((path, kind, later))
         if lengths is None or leaf >= len(lengths):
             return None
         return lengths[leaf] == self._rows * (length // self._total)
 
     def _key(self, location: Location) -> tuple[str, str]:
         path = location.owner.path
-        if not path:  # the result of the run: what the module returns
-            return "", OUTPUT
+        if not path:
+            return "", RESULT
         return path[len(self._path) + 1 :], location.kind
 
     @functools.cached_property
@@ -157,7 +169,7 @@ class BatchAxis:
 
     @functools.cached_property
     def _doubtful(self) -> bool:
-        return self._total in self._sizes
+        return self._total in self._sizes or self._total in self._also
 
     @functools.cached_property
     def _rows(self) -> int:
@@ -167,17 +179,19 @@ class BatchAxis:
     @functools.cached_property
     def _lengths(self) -> Lengths:
         args, kwargs = self._call.args, self._call.keywords
-        key = (self._total, self._module.training, _signature((args, kwargs)))
+        method = getattr(self._call.func, "__name__", None)  # none of a module
+        key = (method, self._total, self._module.training, _signature((args, kwargs)))
         if key not in self._memory:
-            self._memory[key] = self._rows, self._measure(args, kwargs)
+            self._memory[key] = self._rows, self._measure()
         self.__dict__["_rows"], lengths = self._memory[key]
         return lengths
 
-    def _measure(self, args: Any, kwargs: Any) -> Lengths:
+    def _measure(self) -> Lengths:
+        method = self._call.func
         try:
-            if self._call.func is not self._module:
-                raise TypeError("a method or a function cannot be run on a twin")
-            return measure(self._module, args, kwargs, self._total, self._rows)
+            if method is not self._module and getattr(method, "__self__", None) is not self._module:
+                raise TypeError("a function cannot be run on a twin")
+            return measure(self._module, self._call, self._total, self._rows)
         except Exception as error:
             if self._doubtful:
                 warn(

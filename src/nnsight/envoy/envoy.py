@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
 from nnsight.traces.layout import Layout
 from nnsight.traces.model import Inputs
-from nnsight.traces.scan import Scan
+from nnsight.traces.steps import Iter, Steps, advance
 from nnsight.traces.trace import Trace, run_function, run_now
 
 Rename = Mapping["str | type", "str | Sequence[str]"]
@@ -94,6 +95,9 @@ class Envoy(Node):
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
     """
 
+    _stepwise: frozenset[str] = frozenset()
+    """Methods that call the module once for each step, and nothing else of it in between."""
+
     output = Value(OUTPUT, doc="What the module returns. Read or assign it inside a trace.")
     nns_output = Value(OUTPUT, doc="The same as `output` (an older spelling).")
     inputs = Value(
@@ -126,7 +130,6 @@ class Envoy(Node):
         *args: Any,
         fn: str | Callable[..., Any] | None = None,
         backend: Backend | None = None,
-        tracer_cls: type[Trace] = Trace,
         trace: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -139,7 +142,6 @@ class Envoy(Node):
             *args: the input, as the module takes it.
             fn: what to run instead of the module's forward: the name of a method, or a callable.
             backend: where the block runs; here by default.
-            tracer_cls: the kind of trace.
             trace: False runs the module at once, without a block, and returns its output.
             **kwargs: keyword inputs, as the module takes them.
 
@@ -150,29 +152,7 @@ class Envoy(Node):
         if kwargs:
             kwargs = without_retired(kwargs, signature_names(self._module))
         given = Inputs(args, kwargs)
-        return tracer_cls(self, given, fn, backend) if trace else self._plain(given, fn)
-
-    def scan(self, *args: Any, **kwargs: Any) -> Any:
-        """Find shapes and dtypes: a `trace` whose tensors have no numbers.
-
-            with model.scan(x):
-                width = model.layer.output.shape[-1]
-
-        It reads no weights and computes nothing, so it is for models that are not loaded yet or
-        are too large to run. All verbs of a trace work. Numbers and shapes that the block binds
-        are there after it without a save; tensors that are saved stay without numbers.
-
-        Args:
-            *args: the input, as for `trace`.
-            **kwargs: what `trace` takes.
-
-        Raises:
-            RuntimeError: (when the block ends) a tensor's numbers were asked for.
-        """
-        return self.trace(*args, tracer_cls=Scan, **kwargs)
-
-    def _whole(self) -> Module:
-        return self._tree.root
+        return Trace(self, given, fn, backend) if trace else self._plain(given, fn)
 
     def run(self, *args: Any, fn: Callable[[Any, Any], Any] | None = None, **kwargs: Any) -> Any:
         """`model.run(x, fn)`: run the module with the function `fn(tracer, model)` beside it.
@@ -217,6 +197,22 @@ class Envoy(Node):
             OutOfOrderError: the module has already started.
         """
         request.skip(self, value)
+
+    @property
+    def iter(self) -> Iter:
+        """Steps of the run that this block belongs to: the same as `tracer.iter`."""
+        return Iter(f"{self._path}.iter")
+
+    def all(self) -> Steps:
+        """All steps of the run: the same as `tracer.all()`."""
+        return self.iter.all(f"{self._path}.all()")
+
+    def next(self, step: int = 1) -> Envoy:
+        """Go on to the next step: what the block asks for from here on is of that step.
+
+        `model.lm_head.next().output` is the value of the step after the one the block is at.
+        """
+        return advance(self, step, f"{self._path}.next()")
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Run this module on values of your own.
@@ -272,24 +268,34 @@ class Envoy(Node):
             raise self._no_such(fn)
         return method
 
-    def _enter(self, run: Interleaver, fn: str) -> None:
+    def _enter(self, run: Interleaver, fn: str, call: functools.partial[Any]) -> None:
         key = (self._path, fn)
-        # a method may call the module any number of times: count everything in each of its runs
-        survey = self._tree.surveys.get(key) if fn == "__call__" else None
+        # another method may call any module any number of times: count everything in all its runs
+        regular = fn == "__call__" or fn in self._stepwise
+        survey = self._tree.surveys.get(key) if regular else None
 
         def keep(survey: Survey | None) -> None:
             if survey is None:
                 self._tree.surveys.pop(key, None)
-            elif fn == "__call__":
+            elif regular:
                 self._tree.surveys[key] = survey
 
-        handoff.enter(self._module, Passage(survey, self._tree.above), run, keep)
+        clock = None if fn == "__call__" else self._module
+        if survey is not None and survey.clock is not None:
+            clock = survey.clock()
+        stepwise = fn in self._stepwise
+        passage = Passage(survey, self._tree.above, self._node_of, clock, stepwise)
+        if isinstance(run.batch.varies, BatchAxis):
+            run.batch.varies.step = passage.step
+        handoff.enter(self._module, passage, run, keep)
 
     def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
-        if not split:
-            return Batch(total)
+        return self._split_over(total, call) if split else Batch(total)
+
+    def _split_over(self, total: int, trial: Any, also: Collection[int] = ()) -> Batch:
+        """A batch that several blocks share. `trial` and `also` are as for `BatchAxis`."""
         memory = self._tree.memory.setdefault(self._path, {})
-        return Batch(total, split, BatchAxis(self._module, self._path, memory, total, call))
+        return Batch(total, True, BatchAxis(self._module, self._path, memory, total, trial, also))
 
     def watch(self, kind: str, run: Interleaver) -> None:
         """From now on in `run`, offer the value at `kind` whenever this module comes by there.

@@ -179,17 +179,14 @@ def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> Non
     modules = tuple(modules)
     if not modules:
         return
-    started, finished, order = passage.started, passage.finished, passage.order
 
     def before(module: Module, args: Any) -> None:
-        if run.holds():
-            started[module] += 1
-            order.setdefault((module, True), len(order))
+        if run.holds() and passage.start(module):
+            run.release()  # a loop may wait for the next step of what is now known to make steps
 
     def after(module: Module, args: Any, result: Any) -> None:
         if run.holds():
-            finished[module] += 1
-            order.setdefault((module, False), len(order))
+            passage.finish(module)
 
     key: Any = new_key()
 

@@ -5,12 +5,15 @@ module once and leaves a `Survey`; later runs count only the modules that ran mo
 For the others, the order of that run tells what a later one has passed; a run that comes by in
 another order makes the next one count again. The survey also tells a module that was passed from
 one that is never called.
+
+A method such as `generate` calls the model again and again: each of these calls is a step. What is
+surveyed then is one step, and the modules counted later are those that do not run once in each.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -30,6 +33,7 @@ class Survey:
     known: WeakSet[Module]  # every module there was
     order: WeakKeyDictionary[Module, tuple[int, int]]  # when each first started, and finished
     compiled: bool  # whether some module is compiled, and must run eagerly to be traced
+    clock: ref[Module] | None = None  # the module whose calls are the steps of the run
 
     @property
     def repeated(self) -> list[Module]:
@@ -75,17 +79,25 @@ def module_of(location: Location) -> Module | None:
     return vars(location.owner).get("_module")
 
 
-def _is_worth_counting(module: Module, started: Mapping[Module, int]) -> bool:
-    """Whether a later run may come by `module` more often than once, as far as can be told."""
-    runs = type(module).forward is not Module.forward  # a list of modules does not
-    return started.get(module, 0) > 1 or (module not in started and runs)
+def runs(module: Module) -> bool:
+    """Whether `module` can be called itself: a list of modules cannot."""
+    return type(module).forward is not Module.forward or "forward" in vars(module)
 
 
 class Passage:
     """The calls of one run, as far as they are counted."""
 
-    def __init__(self, survey: Survey | None, above: Callable[[Module], list[Module]]) -> None:
+    def __init__(
+        self,
+        survey: Survey | None,
+        above: Callable[[Module], list[Module]],
+        locate: Callable[[Module], Any],
+        clock: Module | None = None,
+        stepwise: bool = False,
+    ) -> None:
         self.survey = survey
+        self.clock = clock  # the module whose calls are the steps; None if the run is one call
+        self._seeking = stepwise and survey is None  # that module may turn out to be another
         self.started: defaultdict[Module, int] = defaultdict(int)
         self.finished: defaultdict[Module, int] = defaultdict(int)
         self.everything = survey is None  # whether every module is counted, from the start
@@ -96,6 +108,10 @@ class Passage:
         self.doubtful = False  # this run does not go as the survey says
         self._now = 0  # how far it has come, as the survey tells the time
         self._above = above  # the modules above one
+        self._locate = locate  # the owner of a module's locations
+        self._marks: dict[Module, Location] = {}  # the input of modules, where a step may begin
+        self._running: list[Module] = []
+        self._uneven: set[Module] = set()  # modules that did not run once in each step
 
     def before(self, location: Location) -> int:
         """How often the run came by `location` before anyone asked for it."""
@@ -108,11 +124,19 @@ class Passage:
         if self.everything or module in self.counted:
             counted = self.finished if kind == OUTPUT else self.started
             return counted.get(module, 0)
-        time = self._time(module, kind)
+        steps, under_way = self._steps_done()
+        time = self._time(module, kind) if under_way else None
         if time is None or time >= self._now or not self.skipped.isdisjoint(self._above(module)):
-            return 0
+            return steps
         self.doubtful = True  # told by an earlier run only: the next run counts for itself
-        return 1
+        return steps + 1
+
+    def _steps_done(self) -> tuple[int, bool]:
+        """How many steps are over, and whether another is under way."""
+        if self.clock is None:
+            return 0, True
+        done = self.finished.get(self.clock, 0)
+        return done, self.started.get(self.clock, 0) > done
 
     def _time(self, module: Module, kind: str) -> int | None:
         """When the surveyed run first came by there."""
@@ -130,13 +154,78 @@ class Passage:
         self.counted.add(module)
         return True
 
+    # --- steps ------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """Which step the run is at: how often it has called the model, from 0."""
+        return max(self.started.get(self.clock, 0) - 1, 0) if self.clock is not None else 0
+
+    def marks(self, asked: Collection[Location]) -> Collection[Location]:
+        """The places where a further step begins, for a loop that has `asked` for these.
+
+        Where the model is called step by step, each call is a step. Of modules that run in a
+        rhythm of their own, those count that the loop has asked for, and what is above them.
+        """
+        outside = [a for a in asked if getattr(a.owner, "between_steps", False)]
+        if asked and len(outside) == len(asked):
+            return outside
+        modules = {m: None for a in asked if (m := module_of(a)) is not None}
+        if self.clock is None:
+            modules |= {m: None for inner in list(modules) for m in self._above(inner)}
+            if not asked:
+                modules = dict.fromkeys(self.counted)
+        odd = [m for m in modules if runs(m) and (self.everything or m in self.counted)]
+        own = [a for a in asked if module_of(a) is None and a not in outside]
+        if self.clock is not None:
+            odd.append(self.clock)
+        return [*map(self._mark, odd), *own]
+
+    def _mark(self, module: Module) -> Location:
+        if module not in self._marks:
+            self._marks[module] = Location(self._locate(module), INPUT)
+        return self._marks[module]
+
+    # --- counting, as the hooks of a run tell -----------------------------------------------------
+
+    def start(self, module: Module) -> bool:
+        """`module` is called. Returns whether it turns out to be the one whose calls are steps."""
+        self.started[module] += 1
+        self.order.setdefault((module, True), len(self.order))
+        clock = self.clock
+        if clock is None:
+            return False
+        found = self._seeking and self._makes_steps(module)
+        if found:
+            self.clock = clock = module
+        if module is clock:
+            self._now = 0
+        elif self.started[module] != self.started[clock]:
+            self._uneven.add(module)
+        return found
+
+    def _makes_steps(self, module: Module) -> bool:
+        """Whether `module`, which is called, is called by no other, and more often than the rest.
+
+        An adapter may generate with the model inside it; an encoder is called once, on its own.
+        """
+        outermost = not self._running
+        self._running.append(module)
+        return outermost and self.started[module] > self.started[self.clock]  # type: ignore[index]
+
+    def finish(self, module: Module) -> None:
+        """A call of `module` has returned."""
+        self.finished[module] += 1
+        self.order.setdefault((module, False), len(self.order))
+        if self._seeking and module in self._running:
+            del self._running[self._running.index(module) :]
+
     def at(self, location: Location, visit: int) -> None:
         """The run itself comes by `location`, for the n-th time."""
         module = module_of(location)
         time = None if module is None else self._time(module, location.kind)
         if time is None:
             return
-        if not visit:
+        if visit == self._steps_done()[0]:
             self.doubtful |= time < self._now
             self._now = max(self._now, time)
         elif module not in self.counted:
@@ -161,9 +250,7 @@ class Passage:
         modules = list(modules)
         return Survey(
             called=WeakKeyDictionary(self.started),
-            often=tuple(
-                ref(module) for module in modules if _is_worth_counting(module, self.started)
-            ),
+            often=tuple(ref(module) for module in modules if self._is_worth_counting(module)),
             known=WeakSet(modules),
             order=WeakKeyDictionary(
                 {
@@ -173,6 +260,19 @@ class Passage:
                 }
             ),
             compiled=any(map(is_compiled, modules)),
+            clock=None if self.clock is None else ref(self.clock),
+        )
+
+    def _is_worth_counting(self, module: Module) -> bool:
+        """Whether a later run may come by `module` more often than once in a step, or not at all.
+
+        As far as can be told; and the module whose calls are the steps.
+        """
+        if not runs(module) and module not in self.started:
+            return False
+        steps = 1 if self.clock is None else self.started.get(self.clock, 0)
+        return (
+            module is self.clock or module in self._uneven or self.started.get(module, 0) != steps
         )
 
 

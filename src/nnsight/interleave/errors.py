@@ -72,9 +72,12 @@ def other_tree(what: object, running: object) -> OutsideTraceError:
     )
 
 
-def passed(what: object, at: object | None, waited: str = "") -> OutOfOrderError:
+def passed(
+    what: object, at: object | None, waited: str = "", step: int | None = None
+) -> OutOfOrderError:
     where = f" (it is at `{at}` now)" if at is not None else ""
-    text = f"`{what}` was requested but the model already ran past it{where}."
+    when = "" if step is None else f" of step {step}"
+    text = f"`{what}`{when} was requested but the model already ran past it{where}."
     if waited:
         return OutOfOrderError(
             f"{text} This block had waited for {waited}, and meanwhile the model went on. Read "
@@ -84,6 +87,14 @@ def passed(what: object, at: object | None, waited: str = "") -> OutOfOrderError
         f"{text} Did you call an Envoy out of order? A block reads values in the order in which "
         "the model computes them: move this line up, or put it into an invoke or a trace of its "
         "own."
+    )
+
+
+def looped(what: object) -> OutOfOrderError:
+    return OutOfOrderError(
+        f"`{what}` was requested but the model already ran past it: the loop over steps before "
+        "this line ended because the run did. Read it in the loop, or read `tracer.result`, which "
+        "is still to come; a loop with an end, `tracer.iter[:3]`, goes on while the model runs."
     )
 
 
@@ -120,10 +131,11 @@ def missed(what: object, last: object | None) -> MissedProviderError:
     )
 
 
-def beyond(what: object, visit: int, visits: int) -> MissedProviderError:
+def beyond(what: object, step: int, visits: int) -> MissedProviderError:
     return MissedProviderError(
-        f"`{what}` was asked for at step {visit}, but the run reached it only {visits} time(s). "
-        "Ask for a step that the run reaches; steps count from 0."
+        f"Execution complete but `{what}` of step {step} was not provided: the run came by there "
+        f"{visits} time(s) before, and not at that step (steps count from 0). Ask for it at a step "
+        "in which it runs; a loop `for step in tracer.iter[:]` ends with the run."
     )
 
 

@@ -8,7 +8,7 @@ back into the model. An `Interleaver` lives for one run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -30,9 +30,12 @@ _transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 class _Visit:
     """One visit of the run at one location, while workers are being answered there."""
 
-    def __init__(self, location: Location, number: int, value: Any, split: bool) -> None:
+    def __init__(
+        self, location: Location, number: int, first: bool, value: Any, split: bool
+    ) -> None:
         self.location = location
         self.number = number
+        self.first = first  # that the run comes by there, whatever its number
         self.value = value
         # of torch on the model's side, where values are cut
         self.state: tuple[Any, ...] | None = ambient.brief() if split else None
@@ -45,15 +48,21 @@ class _Visit:
 class Interleaver:
     """One run: its workers, the batch they share, and how often each location was visited."""
 
-    def __init__(self, tree: Any, workers: list[Worker], batch: Batch) -> None:
+    def __init__(
+        self, tree: Any, workers: list[Worker], batch: Batch, result: Location | None = None
+    ) -> None:
         self.tree = tree
+        self.result = result  # where the value that the call returns is offered
         self.workers = workers
         self.batch = batch
+        # places between the steps of a run, which keep their last value: its visit, and it
+        self.between: dict[Location, tuple[int, Any]] = {}
         self.visits: dict[Location, int] = {}
         self.last: Location | None = None  # the last location where somebody was answered
         self.written: list[Location] = []
         self.failure: tuple[BaseException, TracebackType | None] | None = None  # a block's error
         self.stopping = False
+        self.returned = False  # the call has: no further step begins
         self.over = False
         self.completed = False  # the call came to its end and every block to its own
         self.typical = True  # no block skipped a module or called one as part of the run
@@ -93,8 +102,10 @@ class Interleaver:
         return self._visit_at(location, inputs).skips
 
     def _visit_at(self, location: Location, value: Any) -> _Visit:
-        number = self.visits.get(location, 0)
-        visit = _Visit(location, number, value, self.batch.split)
+        passed = number = self.visits.get(location, 0)
+        if self.passage is not None:  # a module that some step left out is counted as if it had run
+            number = max(number, self.passage.step())
+        visit = _Visit(location, number, not passed, value, self.batch.split)
         outer, self._visit = self._visit, visit
         if self.passage is not None and threading.get_ident() == self.thread:
             self.passage.at(location, number)
@@ -121,7 +132,9 @@ class Interleaver:
         return found
 
     def _is_for(self, request: Request, visit: _Visit) -> bool:
-        return request.location == visit.location and request.visit == visit.number
+        if request.location != visit.location:
+            return False
+        return request.visit == visit.number or (visit.first and not request.pinned)
 
     def _answer(self, worker: Worker, request: Request, visit: _Visit) -> None:
         try:
@@ -208,6 +221,31 @@ class Interleaver:
         if self._visit is not None and self._visit.handed:
             self._take_changes(worker, self._visit)
 
+    def release(self) -> None:
+        """Let workers go on that waited for something else than a value, if that has come."""
+        while self._release():
+            pass
+        if self.stopping:
+            raise errors.Stop
+
+    def end_steps(self) -> None:
+        """The call has returned: loops over steps end, and what follows them goes on."""
+        self.returned = True
+        self.release()
+
+    def reached(self, step: int, asked: Collection[Location]) -> bool:
+        """Whether the run has begun `step`, for a loop that has asked for `asked`."""
+        if step == 0 or self.passage is None:
+            return step == 0
+        return any(self._begun(mark, step) for mark in self.passage.marks(asked))
+
+    def _begun(self, mark: Location, step: int) -> bool:
+        self.watch(mark)
+        visit = self._visit
+        if visit is not None and visit.location == mark and visit.number >= step:
+            return True
+        return self.visits.get(mark, 0) > step
+
     def _release(self) -> bool:
         """Let workers go on that waited for another block; whether there was one."""
         found = False
@@ -241,7 +279,7 @@ class Interleaver:
         location = request.location
         assert location is not None
         visits = self.visits.get(location, 0)
-        if request.visit:
+        if request.pinned and (request.visit or visits):
             return errors.beyond(location, request.visit, visits)
         story = self.passage.story(location) if self.passage is not None else ""
         if story == "passed":
@@ -293,9 +331,10 @@ class Interleaver:
         self._watched.clear()
         self._cuts.clear()
         self.observers.clear()
+        self.between.clear()
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
         self.workers = []
-        self._visit = self.tree = self.failure = self.passage = None
+        self._visit = self.tree = self.failure = self.passage = self.result = None
 
     def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
         """Call `undo(*args)` when the run is over."""
@@ -329,10 +368,16 @@ class Interleaver:
             return True, self._serve(worker, request, visit)
         if not self.over:
             self.watch(location)
+        if self.returned and visit is None and not self.over and location != self.result:
+            raise errors.looped(location)
         if self.visits.get(location, 0) > request.visit:
+            number, value = self.between.get(location, (-1, None))
+            if number == request.visit:
+                return True, self.batch.narrow(value, worker.rows, location)
             if self.over:
                 raise errors.ended(location)
-            raise errors.passed(location, self.last, worker.waited)
+            step = request.visit if request.pinned else None
+            raise errors.passed(location, self.last, worker.waited, step)
         return False, None
 
     def watch(self, location: Location) -> None:

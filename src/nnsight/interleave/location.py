@@ -6,6 +6,7 @@ owner, and an owner belongs to one tree: two models that name their layers alike
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol
 
 OUTPUT, INPUT, SKIP, RESULT = "output", "input", "skip", "result"
@@ -38,6 +39,14 @@ class Passage(Protocol):
 
     def at(self, location: Location, visit: int) -> None:
         """The run itself comes by `location`, for the n-th time."""
+        ...
+
+    def step(self) -> int:
+        """Which step the run is at: how often it has called the model, from 0."""
+        ...
+
+    def marks(self, asked: Collection[Location]) -> Collection[Location]:
+        """The places where a further step begins, for a loop that has `asked` for these."""
         ...
 
     def story(self, location: Location) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from nnsight.interleave import errors
-from nnsight.interleave.location import SKIP, Location
+from nnsight.interleave.location import RESULT, SKIP, Location
 
 READ, WRITE, GATE, WAIT = "read", "write", "skip", "wait"
 
@@ -22,13 +23,24 @@ class Request(NamedTuple):
     action: str  # READ, WRITE, GATE (skip the module) or WAIT (for another block)
     location: Location | None  # where; None for WAIT
     visit: int = 0  # the n-th time that the run comes by there
+    pinned: bool = False  # a loop over steps, or `next()`, asks for exactly that visit
     value: Any = None  # the replacement, for WRITE and GATE
     ready: Callable[[], bool] | None = None  # whether a WAIT is over
     missed: Callable[[], BaseException] | None = None  # what a WAIT that never ends means
 
 
+@dataclass
+class Pin:
+    """The step that a block is at: what it asks for meanwhile is of that step, and no other."""
+
+    step: int
+    asked: set[Location] = field(default_factory=set[Location])  # what was asked for while pinned
+
+
 class Asker(Protocol):
     """Who can ask for values: the worker that a block runs on."""
+
+    pin: Pin | None
 
     @property
     def tree(self) -> Any:
@@ -64,9 +76,18 @@ def current(what: object) -> Asker:
     return worker
 
 
+def _ask(worker: Asker, action: str, location: Location, value: Any = None) -> Any:
+    """Ask for the visit that the block is at: the first one, or that of its step."""
+    pin = worker.pin
+    if pin is None or location.kind == RESULT:  # a run has one result, whatever the step
+        return worker.ask(Request(action, location, value=value))
+    pin.asked.add(location)
+    return worker.ask(Request(action, location, pin.step, True, value))
+
+
 def read(location: Location) -> Any:
     """The value at `location`, as soon as the model has it: this block's rows of it."""
-    return current(location).ask(Request(READ, location))
+    return _ask(current(location), READ, location)
 
 
 def write(location: Location, value: Any) -> None:
@@ -74,13 +95,13 @@ def write(location: Location, value: Any) -> None:
     worker = current(location)
     if value is None:
         raise errors.none_value(location)
-    worker.ask(Request(WRITE, location, value=value))
+    _ask(worker, WRITE, location, value)
 
 
 def skip(owner: Any, value: Any) -> None:
     """Do not run the module at `owner`: `value` is its output."""
     location = Location(owner, SKIP)
-    current(location).ask(Request(GATE, location, value=value))
+    _ask(current(location), GATE, location, value)
 
 
 def wait(ready: Callable[[], bool], missed: Callable[[], BaseException]) -> None:

@@ -46,13 +46,15 @@ def run(
     Raises:
         BaseException: what a block or the model raised, after everything is taken off the model.
     """
-    interleaver = Interleaver(tree, workers, batch)
+    interleaver = Interleaver(tree, workers, batch, result)
     try:
         enter(interleaver)
         interleaver.start()
         if interleaver.stopping:
             raise errors.Stop
-        value = interleaver.offer(result, call())
+        value = call()
+        interleaver.end_steps()
+        value = interleaver.offer(result, value)
         interleaver.finish()
         return value
     except errors.Stop:

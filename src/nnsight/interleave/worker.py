@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Rows
-from nnsight.interleave.request import Request, here
+from nnsight.interleave.location import Location
+from nnsight.interleave.request import Pin, Request, here
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
@@ -23,6 +24,12 @@ class Run(Protocol):
     tree: Any
     threads: set[int]
     typical: bool
+    returned: bool
+    result: Location | None
+
+    def reached(self, step: int, asked: Collection[Location]) -> bool:
+        """Whether the run has begun `step`, for a loop that has asked for `asked`."""
+        ...
 
     def expect(self, worker: Any, request: Request) -> tuple[bool, Any]:
         """Take in what a worker is about to park for: whether the answer is at hand, and it."""
@@ -54,6 +61,7 @@ class Worker:
         self.state = state
         self.begun = False
         self.request: Request | None = None  # what it is parked for
+        self.pin: Pin | None = None  # the step it is at, in a loop over steps
         self.error: BaseException | None = None  # what it ended with
         self.stopped = False  # it called `tracer.stop()`
         self.waited = ""  # for which name of another block it last had to wait

@@ -240,3 +240,12 @@ def spread_config(device_map: Any) -> ValueError:
 
 def _listed(noun: str, places: Sequence[int]) -> str:
     return f"{noun} {', '.join(str(place) for place in places)}"
+
+
+def nothing_to_generate() -> ValueError:
+    return ValueError(
+        "generate() needs a prompt: `model.generate(prompt, max_new_tokens=...)` runs at once and "
+        "returns the ids. To see and change what happens meanwhile, write `with "
+        "model.generate(prompt, max_new_tokens=...) as tracer:`; a trace that is open already "
+        "cannot be made to generate from inside."
+    )

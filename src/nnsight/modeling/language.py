@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import torch
 
+from nnsight.capture.callsite import is_entered
 from nnsight.envoy.keywords import without_retired
+from nnsight.interleave.batching import Batch
+from nnsight.interleave.interleaver import Interleaver
+from nnsight.modeling import errors, generation
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format, format_of, is_causal
+from nnsight.modeling.generation import Generator
 from nnsight.modeling.huggingface import HuggingFaceModel
 from nnsight.modeling.keywords import warn_swallowed
 from nnsight.modeling.tokenizer import LazyTokenizer
@@ -43,6 +49,7 @@ class LanguageModel(HuggingFaceModel):
             `from_pretrained` takes.
     """
 
+    _stepwise = frozenset({generation.METHOD})
     _tokenizer: LazyTokenizer
     _known_format: Format | None
 
@@ -105,23 +112,58 @@ class LanguageModel(HuggingFaceModel):
             warn_swallowed(settings, format.taken, format.method_name)
         return super().trace(*inputs, fn=fn, trace=trace, **kwargs)
 
-    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Continue prompts, and return what the model's own `generate` returns.
+    def generate(self, *inputs: Any, trace: bool | None = None, **kwargs: Any) -> Any:
+        """Continue prompts: at once, or beside a block under `with`.
+
+            ids = model.generate("Hello", max_new_tokens=5)
+
+            with model.generate("Hello", max_new_tokens=5) as tracer:
+                for step in tracer.iter[:]:
+                    ...
+
+        The model runs once for each new token: step 0 reads the prompt and chooses the first
+        token, each later step reads the token before. Outside of a loop over steps a block is at
+        step 0. `tracer.result` is what `generate` returns.
 
         Args:
-            *inputs: a prompt in any form that `trace` takes.
+            *inputs: a prompt in any form that `trace` takes; without one the block opens
+                `tracer.invoke(...)` blocks.
+            trace: whether to open a trace; left out, that is told from the `with`.
             **kwargs: named inputs and settings of generation, such as `max_new_tokens=20`.
 
         Returns:
-            Token ids, int64 `(rows, prompt + new tokens)`, unless the settings ask for more.
+            Token ids, int64 `(rows, prompt + new tokens)`, unless the settings ask for more; in a
+            `with` statement a context manager.
+
+        Raises:
+            ValueError: called at once without a prompt; or as for `trace`.
         """
-        return self.trace(*inputs, fn="generate", trace=False, **kwargs)
+        traced = is_entered() if trace is None else trace
+        if not traced and not self._batch_size(*inputs, **kwargs):
+            raise errors.nothing_to_generate()
+        return self.trace(*inputs, fn=generation.METHOD, trace=traced, **kwargs)
+
+    @property
+    def generator(self) -> Generator:
+        """Inside `with model.generate(...)`: `.output` is the result, `.streamer` the tokens."""
+        return Generator(self)
 
     @property
     def _format(self) -> Format:
         if self._known_format is None or self._known_format.module is not self._module:
             self._known_format = format_of(self._module, self._tokenizer)
         return self._known_format
+
+    def _enter(self, run: Interleaver, fn: str, call: functools.partial[Any]) -> None:
+        super()._enter(run, fn, call)
+        if fn == generation.METHOD:
+            generation.feed_tokens(self, run, call)
+
+    def _batch_of(self, total: int, split: bool, call: functools.partial[Any]) -> Batch:
+        if not split or call.func != self._callable(generation.METHOD):
+            return super()._batch_of(total, split, call)
+        lengths = generation.lengths(self, call.keywords)
+        return self._split_over(total, generation.two_steps(call), lengths)
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:
         return reading.count_rows(args, kwargs)

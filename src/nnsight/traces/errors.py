@@ -150,12 +150,3 @@ def edit_target(target: str) -> str:
         f"`as {target}` does not fit an edit. Write `with model.edit() as edited:` for the edited "
         "model, or `as (tracer, edited):` for the tracer too."
     )
-
-
-def needs_numbers(operation: str) -> str:
-    return (
-        f"a scan cannot go on here: `{operation}` needs the numbers in a tensor, and a scan knows "
-        "only shapes, dtypes and devices. In a block, decide by `.shape` and the like, or write "
-        "`model.trace(...)`, which computes; if it is the model that asks, scan a part of it: "
-        "`model.layer.scan(x)`."
-    )

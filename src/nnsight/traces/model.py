@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,10 +42,6 @@ class Model(Protocol):
         """Get ready to run: load weights that are not there yet."""
         ...
 
-    def _whole(self) -> Any:
-        """The module at the root."""
-        ...
-
     def _place(self, value: Any) -> Any:
         """Move the tensors of a nested value to where the model expects its inputs."""
         ...
@@ -53,8 +50,8 @@ class Model(Protocol):
         """What a trace runs: the module itself, a method of it, or the callable given."""
         ...
 
-    def _enter(self, run: Interleaver, fn: str) -> None:
-        """Prepare the module for one run; undo it when the run closes."""
+    def _enter(self, run: Interleaver, fn: str, call: functools.partial[Any]) -> None:
+        """Prepare the module, and the call it is to run; undo it when the run closes."""
         ...
 
     def _layout(self) -> Layout:

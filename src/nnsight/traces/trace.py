@@ -29,6 +29,7 @@ from nnsight.traces.invoke import Invoke, refuse_inside_run
 from nnsight.traces.model import Inputs, Model
 from nnsight.traces.recording import Keeping
 from nnsight.traces.sharing import Names
+from nnsight.traces.steps import Iter, Steps, advance
 
 
 def _of_the_model(name: str) -> Any:
@@ -100,6 +101,24 @@ class Trace(Tracer):
             )
         refuse_inside_run()
         return Invoke(self.take, Inputs(args, kwargs))
+
+    @property
+    def iter(self) -> Iter:
+        """Steps of the run: `for step in tracer.iter[:]`, `[2]`, `[1:4]`, `[[0, 3]]`.
+
+        While the body runs, what the block asks for is of that step: the n-th time that the model
+        (or a module that runs several times in one forward) is called, counted from 0. The loop
+        ends when the run does; `with tracer.iter[...] as step:` is the same.
+        """
+        return Iter("tracer.iter")
+
+    def all(self) -> Steps:
+        """All steps of the run: the same as `tracer.iter[:]`."""
+        return Iter("tracer.iter").all("tracer.all()")
+
+    def next(self, step: int = 1) -> Trace:
+        """From here on the block asks for values of the next step (or the `step`-th from here)."""
+        return advance(self, step, "tracer.next()")
 
     def barrier(self, n: int) -> Barrier:
         """A point at which `n` blocks wait for one another; call it in each of them."""
@@ -268,12 +287,13 @@ class Trace(Tracer):
         model = self.model
         if model._edits():
             workers = [*edit.workers(self), *workers]
-        args, kwargs = self._prepare(args, kwargs)
+        model._before_run()
+        args, kwargs = model._place((args, kwargs))
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
         batch = model._batch_of(total, split, call)
 
         def enter(run: Interleaver) -> None:
-            model._enter(run, fn=self._fn_name())
+            model._enter(run, self._fn_name(), call)
             for opening in self.openings:
                 opening.begin(run, None)
 
@@ -283,11 +303,6 @@ class Trace(Tracer):
             if (text := errors.advice(error)) is not None:
                 traceback.note(error, text)
             raise
-
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Get the model ready to run, and the input as the model takes it."""
-        self.model._before_run()
-        return self.model._place((args, kwargs))
 
     def release(self) -> None:
         super().release()

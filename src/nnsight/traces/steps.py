@@ -1,0 +1,182 @@
+"""Steps: `for step in tracer.iter[...]`, `tracer.all()` and `.next()`.
+
+A model that generates runs once for each token, and a module may run several times in one forward.
+Its n-th run is step n. While a block is at a step, everything that it asks for is of that step: a
+value that has passed is an error, and never that of the next step.
+
+The body of a loop is entered when the run begins the step, so a loop ends with the run, and the
+code after it runs before the result is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nnsight.capture.traceback import warn
+from nnsight.interleave import errors
+from nnsight.interleave.request import Pin, here, wait
+from nnsight.interleave.worker import Worker
+
+T = TypeVar("T")
+
+
+def worker_of(what: str) -> Worker:
+    """The worker that runs this block.
+
+    Raises:
+        OutsideTraceError: this line is in no block that runs beside a model.
+    """
+    if here.worker is None or here.outside_invokes:
+        raise errors.nothing_runs(what)
+    return here.worker
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps of a run: loop over them.
+
+    Args:
+        chosen: the numbers of the steps, in ascending order; endless for an open end.
+        name: how it was written, for messages.
+    """
+
+    chosen: Sequence[int]
+    name: str
+    open: bool  # whether it goes on for as long as the run does
+
+    def __iter__(self) -> Iterator[int]:
+        return self._loop(worker_of(self.name))
+
+    def _loop(self, worker: Worker) -> Iterator[int]:
+        outer, pin = worker.pin, Pin(0)
+        try:
+            for step in self.chosen:
+                if not _reach(worker, step, pin):
+                    self._warn_unless_open(step)
+                    return
+                worker.pin, pin.step = pin, step
+                yield step
+        finally:
+            worker.pin = outer
+            if outer is not None:
+                outer.asked |= pin.asked
+
+    def _warn_unless_open(self, step: int) -> None:
+        if not self.open:
+            warn(
+                f"`{self.name}` ended before step {step}, because the run did: it made fewer steps "
+                "than were asked for. Write `tracer.iter[:]` for as many as there are."
+            )
+
+    def __enter__(self) -> int:
+        raise TypeError(
+            f"`with {self.name}:` stands here in a function that a block calls, and its body can "
+            f"be repeated in the block itself only. Write `for step in {self.name}:`, which works "
+            "anywhere."
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        """For the `with` statement to look up."""
+
+
+def _reach(worker: Worker, step: int, pin: Pin) -> bool:
+    """Wait until the run begins `step`; False if it ended before."""
+    run = worker.run
+    if run is None or run.returned:
+        return False
+
+    def ready() -> bool:
+        return run.returned or run.reached(step, pin.asked)
+
+    wait(ready, lambda: errors.InternalError("a loop over steps was left waiting"))
+    return not run.returned
+
+
+class Iter:
+    """`tracer.iter`: choose steps by a slice, a number or a list of numbers; bare, all of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getitem__(self, chosen: slice | int | Sequence[int]) -> Steps:
+        """The chosen steps, which count from 0.
+
+        Raises:
+            ValueError: a number is negative: how many steps there will be is not known before.
+            TypeError: it is something else.
+        """
+        name = f"{self._name}[{_written(chosen)}]"
+        if isinstance(chosen, slice):
+            return Steps(_of_slice(chosen, name), name, chosen.stop is None)
+        numbers = chosen if isinstance(chosen, (list, tuple, range)) else [chosen]
+        return Steps(sorted({_number(n, name) for n in numbers}), name, False)
+
+    def all(self, name: str) -> Steps:
+        """Every step there is, under the name that it was asked for by."""
+        return Steps(_of_slice(slice(None), name), name, True)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
+
+    def __repr__(self) -> str:
+        return f"{self._name}[...]"
+
+
+def _of_slice(chosen: slice, name: str) -> Sequence[int]:
+    given = (chosen.start, chosen.stop, chosen.step)
+    start, stop, stride = (None if n is None else _number(n, name) for n in given)
+    if stride == 0:
+        raise ValueError(f"`{name}`: the stride of a slice cannot be zero")
+    # as many as one process will ever live to see
+    return range(start or 0, 2**62 if stop is None else stop, stride or 1)
+
+
+def _number(given: Any, name: str) -> int:
+    try:
+        number = given.__index__()
+    except AttributeError:
+        raise TypeError(
+            f"`{name}`: steps are chosen by a number, a slice or a list of numbers, not by "
+            f"{given!r}"
+        ) from None
+    if number < 0:
+        raise ValueError(
+            f"`{name}`: steps count from 0, and how many there will be is not known before, so "
+            "none can be counted from the end"
+        )
+    return number
+
+
+def _written(chosen: Any) -> str:
+    """A selection as it stands between the brackets."""
+    if not isinstance(chosen, slice):
+        return repr(chosen)
+    start, stop, stride = ("" if n is None else repr(n) for n in _parts(chosen))
+    return f"{start}:{stop}" + (f":{stride}" if stride else "")
+
+
+def _parts(chosen: slice) -> tuple[Any, Any, Any]:
+    return chosen.start, chosen.stop, chosen.step
+
+
+def advance(given: T, steps: int, what: str) -> T:
+    """Move the block on by `steps`: from here on it asks for values of that step.
+
+    Returns:
+        `given`, so that `module.next().output` reads on.
+
+    Raises:
+        ValueError: `steps` is less than one: a run does not go back.
+    """
+    worker = worker_of(what)
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(
+            f"`{what}` goes on by a whole number of steps from 1 on, not by {steps!r}: a run does "
+            "not go back"
+        )
+    if worker.pin is None:
+        worker.pin = Pin(0)
+    worker.pin.step += steps
+    return given
