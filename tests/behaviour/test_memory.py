@@ -76,6 +76,15 @@ def caches(model, x):
     return whole, cache, few
 
 
+def reports(model, x):
+    with model.trace(report=True) as tracer:
+        with tracer.invoke(x):
+            model.first.output[:] = 0
+        with tracer.invoke(x):
+            model.second.output = model.second.output * 2
+    return tracer, tracer.report()
+
+
 def stops(model, x):
     with model.trace(x) as tracer:
         hidden = model.first.output.save()
@@ -157,6 +166,7 @@ KINDS = [
     invokes,
     barriers,
     caches,
+    reports,
     stops,
     functions,
     plain,

@@ -131,6 +131,7 @@ class Envoy(Node):
         fn: str | Callable[..., Any] | None = None,
         backend: Backend | None = None,
         trace: bool = True,
+        report: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Run the module with the block under this `with` beside it.
@@ -143,6 +144,8 @@ class Envoy(Node):
             fn: what to run instead of the module's forward: the name of a method, or a callable.
             backend: where the block runs; here by default.
             trace: False runs the module at once, without a block, and returns its output.
+            report: True takes down what the blocks do, for `tracer.report()` and `print(tracer)`
+                from wherever they are called; code around the `with` needs no such word.
             **kwargs: keyword inputs, as the module takes them.
 
         Returns:
@@ -152,7 +155,11 @@ class Envoy(Node):
         if kwargs:
             kwargs = without_retired(kwargs, signature_names(self._module))
         given = Inputs(args, kwargs)
-        return Trace(self, given, fn, backend) if trace else self._plain(given, fn)
+        if not trace:
+            return self._plain(given, fn)
+        tracer = Trace(self, given, fn, backend)
+        tracer.reporting = report
+        return tracer
 
     def run(self, *args: Any, fn: Callable[[Any, Any], Any] | None = None, **kwargs: Any) -> Any:
         """`model.run(x, fn)`: run the module with the function `fn(tracer, model)` beside it.

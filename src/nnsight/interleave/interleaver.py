@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,26 @@ from nnsight.interleave.worker import Worker
 
 Observer = Callable[[Location, Any], None]
 _transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
+
+
+class Journal(Protocol):
+    """Takes down what blocks do."""
+
+    def asked(self, worker: Worker, request: Request) -> None:
+        """A block is about to ask for something. Called on its own thread."""
+        ...
+
+    def served(self, worker: Worker, request: Request, number: int, before: Any, own: Any) -> None:
+        """A block got its answer: `own` of a read. `before` is the whole value until then."""
+        ...
+
+    def turning(self, worker: Worker) -> None:
+        """A block is about to run."""
+        ...
+
+    def turned(self, worker: Worker) -> None:
+        """A block has run."""
+        ...
 
 
 class _Visit:
@@ -69,6 +89,7 @@ class Interleaver:
         self.passage: Passage | None = None  # what the run has passed, as the model tells it
         self.touched: set[int] = set()  # modules that PyTorch looks at because of this run, by id
         self.offered: set[tuple[int, str]] = set()  # modules by id, and kinds, that are offered
+        self.journal: Journal | None = None  # for a run whose report is asked for
         self.observers: list[Observer] = []  # see each value as the model goes on with it
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
@@ -146,6 +167,13 @@ class Interleaver:
 
     def _serve(self, worker: Worker, request: Request, visit: _Visit) -> Any:
         """Do what a request asks for, at the visit it asks for."""
+        before = visit.value
+        answer = self._act(worker, request, visit)
+        if self.journal is not None:
+            self.journal.served(worker, request, visit.number, before, answer)
+        return answer
+
+    def _act(self, worker: Worker, request: Request, visit: _Visit) -> Any:
         if _transforming() is not None:
             raise errors.transformed(visit.location)
         if request.action == READ:
@@ -200,7 +228,11 @@ class Interleaver:
         cuts = [(cut, cut.version()) for cut, readers in self._cuts if worker in readers]
         saves = saving.saves.get() if self.batch.split else None
         before = saves.versions() if saves else {}
+        if self.journal is not None:
+            self.journal.turning(worker)
         give()
+        if self.journal is not None:
+            self.journal.turned(worker)
         if saves is not None and before:  # rows of one tensor count their changes together
             saves.tolerate(before, worker.ident)
         for cut, version in cuts:  # an earlier one's new tensor may be a later one's old
@@ -335,6 +367,7 @@ class Interleaver:
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
         self.workers = []
         self._visit = self.tree = self.failure = self.passage = self.result = None
+        self.journal = None
 
     def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
         """Call `undo(*args)` when the run is over."""
@@ -357,6 +390,8 @@ class Interleaver:
             OutOfOrderError: the run has passed it.
         """
         location = request.location
+        if self.journal is not None:
+            self.journal.asked(worker, request)
         if location is None:
             return False, None
         if location.owner.tree is not self.tree:

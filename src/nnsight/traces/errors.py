@@ -150,3 +150,14 @@ def edit_target(target: str) -> str:
         f"`as {target}` does not fit an edit. Write `with model.edit() as edited:` for the edited "
         "model, or `as (tracer, edited):` for the tracer too."
     )
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def no_report() -> ValueError:
+    return ValueError(
+        "no report was kept of this run, as nothing asked for one before it began. Write "
+        "`tracer.report()` or `print(tracer)` in the function (or the cell) of the `with`, or "
+        "`with model.trace(x, report=True) as tracer:`."
+    )

@@ -25,9 +25,12 @@ from nnsight.interleave.worker import Worker
 from nnsight.traces import edit
 from nnsight.traces.barrier import Barrier
 from nnsight.traces.cache import Cache, Opening, open_cache
+from nnsight.traces.errors import no_report
 from nnsight.traces.invoke import Invoke, refuse_inside_run
+from nnsight.traces.journal import Journal
 from nnsight.traces.model import Inputs, Model
 from nnsight.traces.recording import Keeping
+from nnsight.traces.report import Report, wants_report
 from nnsight.traces.sharing import Names
 from nnsight.traces.steps import Iter, Steps, advance
 
@@ -77,6 +80,8 @@ class Trace(Tracer):
         self.fn = fn
         self.invokes: list[Invoke] = []
         self.openings: list[Opening] = []  # of caches in the body around the invokes
+        self.reporting = False  # whether to take down what happens, whatever the code says
+        self.journal: Journal | None = None
 
     # --- in the block -----------------------------------------------------------------------------
 
@@ -166,6 +171,23 @@ class Trace(Tracer):
         else:
             opening.begin(worker.run, worker.rows)
         return save(opening.cache)
+
+    def report(self) -> Report:
+        """What the blocks did in this run: read, write, skip, in order, with the changes.
+
+        Call it in the block or after it; `print(tracer)` prints it. It is taken down only where
+        the code around the `with` calls it by the name after `as`, or with `report=True`.
+
+        Raises:
+            ValueError: this run was not taken down.
+        """
+        if self.journal is None:
+            raise no_report()
+        journal, over = self.journal, self._ended
+        if here.worker is not None:  # what this block did since its last read
+            journal.turned(here.worker)
+        title = f"run of `{self.model.path}`, {len(journal.blocks)} block(s)"
+        return Report(title, tuple(journal.events), journal.stopped, over)
 
     def stop(self) -> None:
         """End the run here: the rest of this block and of the forward does not happen.
@@ -285,8 +307,9 @@ class Trace(Tracer):
     ) -> Any:
         """Run the traced call on a combined input with `workers` beside it."""
         model = self.model
-        if model._edits():
-            workers = [*edit.workers(self), *workers]
+        edits = edit.workers(self) if model._edits() else []
+        names = ["edit"] * len(edits) + [str(n) for n in range(len(workers))]
+        workers = [*edits, *workers]
         model._before_run()
         args, kwargs = model._place((args, kwargs))
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
@@ -294,6 +317,9 @@ class Trace(Tracer):
 
         def enter(run: Interleaver) -> None:
             model._enter(run, self._fn_name(), call)
+            if self._wants_report():
+                self.journal = Journal(names)
+                self.journal.begin(run)
             for opening in self.openings:
                 opening.begin(run, None)
 
@@ -310,6 +336,9 @@ class Trace(Tracer):
         self.invokes, self.openings = [], []
         self.given = Inputs()
 
+    def _wants_report(self) -> bool:
+        return self.reporting or (self.scope is not None and wants_report(self.scope.block))
+
     # --- as the model -----------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
@@ -322,6 +351,14 @@ class Trace(Tracer):
             if near := difflib.get_close_matches(name, own, n=1):
                 traceback.note(error, f"The tracer has `.{near[0]}`.")
             raise
+
+    def __repr__(self) -> str:
+        if self.journal is None:
+            return f"<trace of `{self.model.path}`; {no_report()}>"
+        return str(self.report())
+
+    def _repr_html_(self) -> str | None:
+        return None if self.journal is None else self.report()._repr_html_()
 
     output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
 
@@ -388,6 +425,7 @@ def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
     refuse_same_model(trace.model)
     returned: list[Any] = []
     worker = Worker(lambda: returned.append(fn(trace, trace.model)), where=_where(fn))
+    trace.reporting = "report" in getattr(getattr(fn, "__code__", None), "co_names", ())
     run_now(trace, [worker])
     return returned[0] if returned else None
 
