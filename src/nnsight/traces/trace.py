@@ -307,8 +307,9 @@ class Trace(Tracer):
     ) -> Any:
         """Run the traced call on a combined input with `workers` beside it."""
         model = self.model
-        edits = edit.workers(self) if model._edits() else []
-        names = ["edit"] * len(edits) + [str(n) for n in range(len(workers))]
+        edits = [*edit.workers(self)] if model._edits() else []
+        if self._wants_report():
+            self.journal = Journal(["edit"] * len(edits) + [str(n) for n in range(len(workers))])
         workers = [*edits, *workers]
         model._before_run()
         args, kwargs = model._place((args, kwargs))
@@ -317,8 +318,7 @@ class Trace(Tracer):
 
         def enter(run: Interleaver) -> None:
             model._enter(run, self._fn_name(), call)
-            if self._wants_report():
-                self.journal = Journal(names)
+            if self.journal is not None:
                 self.journal.begin(run)
             for opening in self.openings:
                 opening.begin(run, None)
