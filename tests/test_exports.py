@@ -46,7 +46,7 @@ def test_import_leaves_transformers_alone():
     assert loaded == "[]"
 
 
-def test_import_changes_one_thing_in_torch():
+def test_import_changes_two_things_in_torch():
     code = """
 import builtins, sys, threading, torch
 watched = [torch, torch.Tensor, torch.nn.Module, builtins, object]
@@ -61,12 +61,19 @@ assert hooks == (sys.excepthook, sys.displayhook, sys.gettrace(), threading.gett
 assert not hasattr(object(), 'save')
 """
     lines = in_a_fresh_process(code).splitlines()
-    assert lines == ["torch []", "Tensor ['save']", "Module []", "builtins []", "object []"]
+    assert lines == [
+        "torch []",
+        "Tensor ['backward', 'save']",
+        "Module []",
+        "builtins []",
+        "object []",
+    ]
 
 
-def test_the_method_on_tensors_can_be_left_out():
+def test_the_methods_of_tensors_can_be_left_as_they_are():
     code = (
-        "import os; os.environ['NNSIGHT_TENSOR_SAVE'] = '0'\n"
-        "import torch, nnsight; print(hasattr(torch.Tensor, 'save'))"
+        "import os, torch; plain = torch.Tensor.backward\n"
+        "os.environ['NNSIGHT_TENSOR_SAVE'] = os.environ['NNSIGHT_TENSOR_BACKWARD'] = '0'\n"
+        "import nnsight; print(hasattr(torch.Tensor, 'save'), torch.Tensor.backward is plain)"
     )
-    assert in_a_fresh_process(code) == "False"
+    assert in_a_fresh_process(code) == "False True"

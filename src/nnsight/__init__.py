@@ -24,7 +24,7 @@ from nnsight.interleave.errors import (
     OutsideTraceError,
 )
 from nnsight.modeling.base import NNsight
-from nnsight.mount import mount_save_on_tensors, watch_switches
+from nnsight.mount import mount_backward, mount_save_on_tensors, watch_switches
 from nnsight.traces.cache import Cache
 from nnsight.traces.session import session
 from nnsight.traces.trace import Trace
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LAZY = {"LanguageModel": "nnsight.modeling.language"}  # imported when first asked for
 
 mount_save_on_tensors()
+mount_backward()
 watch_switches()
 
 __all__ = [

@@ -21,6 +21,8 @@ class AppConfig:
       too.
     - `TENSOR_SAVE` (`NNSIGHT_TENSOR_SAVE`, on by default): tensors have `save()`, for helper
       functions that a block calls. Read at import.
+    - `TENSOR_BACKWARD` (`NNSIGHT_TENSOR_BACKWARD`, on by default): `with loss.backward():` opens a
+      block. Read at import.
     - `PYMOUNT` (`NNSIGHT_PYMOUNT`): every object has `save()`, as in older releases. It makes
       `hasattr(x, "save")` true in the whole process.
     - `LEGACY` (`NNSIGHT_LEGACY`): the oldest spellings work; includes `PYMOUNT`.
@@ -28,6 +30,7 @@ class AppConfig:
 
     DEBUG: bool
     TENSOR_SAVE: bool
+    TENSOR_BACKWARD: bool
     PYMOUNT: bool
     LEGACY: bool
 
@@ -35,6 +38,7 @@ class AppConfig:
         self.__dict__["_watchers"] = {}
         self.DEBUG = _switch("NNSIGHT_DEBUG", False)
         self.TENSOR_SAVE = _switch("NNSIGHT_TENSOR_SAVE", True)
+        self.TENSOR_BACKWARD = _switch("NNSIGHT_TENSOR_BACKWARD", True)
         self.PYMOUNT = _switch("NNSIGHT_PYMOUNT", False)
         self.LEGACY = _switch("NNSIGHT_LEGACY", False)
 

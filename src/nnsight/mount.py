@@ -1,4 +1,4 @@
-"""What importing nnsight changes in the process: one method, on tensors. Nothing else.
+"""What importing nnsight changes in the process: two methods of tensors. Nothing else.
 
 Inside a block `x.save()` is compiled to `save(x)`, whatever `x` is. A helper function that a block
 calls is not compiled by us, so tensors have the method too. For code of older releases it can be
@@ -8,13 +8,19 @@ mounted on every object, by a switch.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 
+from nnsight.capture.instructions import in_header
 from nnsight.capture.saving import save
 from nnsight.config import CONFIG
+from nnsight.interleave.gradients import shares_graph
+from nnsight.traces.backward import BackwardBlock
 
 
 def _save(self: Any) -> Any:
@@ -26,6 +32,35 @@ def mount_save_on_tensors() -> None:
     """Give `torch.Tensor` its `save()`, unless `NNSIGHT_TENSOR_SAVE=0` leaves torch as it is."""
     if CONFIG.APP.TENSOR_SAVE and "save" not in vars(torch.Tensor):
         torch.Tensor.save = _save  # type: ignore[attr-defined]
+
+
+def mount_backward() -> None:
+    """Let `with loss.backward():` open a block, unless `NNSIGHT_TENSOR_BACKWARD=0`.
+
+    Every other call of `backward` runs as before. Only, beside other invokes it keeps the graph,
+    which is theirs too.
+    """
+    plain = torch.Tensor.backward
+    if not CONFIG.APP.TENSOR_BACKWARD or plain.__module__ == __name__:
+        return
+
+    @functools.wraps(plain)
+    def backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) < 2 and kwargs.get("retain_graph") is None and shares_graph():
+            kwargs["retain_graph"] = True
+        call = functools.partial(plain, self, *args, **kwargs)
+        return BackwardBlock(self, call) if in_header(_caller()) else call()
+
+    backward.__module__ = __name__
+    torch.Tensor.backward = backward
+
+
+def _caller() -> FrameType:
+    """Who calls `backward`: behind a subclass's own method of that name, if it goes on to ours."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "backward" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def mount_save_on_objects() -> None:

@@ -138,6 +138,7 @@ KINDS: dict[str, type[BaseException]] = {
     **{kind.__name__: kind for kind in (KeyError, NameError, TypeError, ValueError, IndexError)},
     **{kind.__name__: kind for kind in (AttributeError, RuntimeError, SyntaxError, StopIteration)},
     **{kind.__name__: kind for kind in (ZeroDivisionError, KeyboardInterrupt, SystemExit)},
+    "NotImplementedError": NotImplementedError,
 }
 
 ORDER = r"""
@@ -911,6 +912,57 @@ with model.trace("Hello"):  #!
     y = model.output.save()
 """
 
-MISTAKES = [
-    m for text in (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON) for m in parse(text)
-]
+GRADIENTS = r"""
+=== gradients in the order of the forward
+OutOfOrderError: `second\.grad` was requested but the backward pass already ran past it.*reverse
+saved: kept
+with model.trace(x):
+    first, second = model.embed.output, model.head.input
+    with model.output.sum().backward():
+        kept = first.grad.save()
+        late = second.grad.save()  #!
+
+=== the gradient of a copy
+MissedProviderError: `half\.grad` was not provided: the loss was not computed from this tensor
+with model.trace(x):
+    half = model.embed.output * 0.5
+    with model.output.sum().backward():
+        gradient = half.grad.save()  #!
+
+=== the gradient of an input that requires none
+MissedProviderError: `x\.grad` does not exist: this tensor requires no gradient.*requires_grad_
+with model.trace(x):
+    with model.output.sum().backward():
+        gradient = x.grad.save()  #!
+
+=== a gradient of another shape
+BatchError: `h\.grad` does not fit: it is a tensor of shape \[4\], and .* \[2, 4\]
+with model.trace(x):
+    h = model.embed.output
+    with model.output.sum().backward():
+        h.grad = torch.zeros(4)  #!
+
+=== a loss without a gradient
+NotImplementedError: this loss has no gradient.*no_grad.*requires_grad_
+with torch.no_grad(), model.trace(x):
+    with model.output.sum().backward():  #!
+        pass
+
+=== a value of the model in a backward block
+OutsideTraceError: `model\.head\.output` in a backward block.*above the `with loss\.backward
+with model.trace(x):
+    with model.embed.output.sum().backward():
+        out = model.head.output.save()  #!
+
+=== a backward through a graph that is gone
+RuntimeError: backward through the graph a second time.*retain_graph
+with model.trace(x):
+    loss = model.output.square().sum()
+    with loss.backward():
+        pass
+    with loss.backward():  #!
+        pass
+"""
+
+TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS)
+MISTAKES = [m for text in TEXTS for m in parse(text)]

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from nnsight.capture.names import Names, mangled, names_of, words
 from nnsight.capture.refuse import refuse
-from nnsight.capture.rewrite import AWAIT, HELPER, SAVE, TRACER, Rewrite, Sharing, load
+from nnsight.capture.rewrite import AWAIT, GRADIENT, HELPER, SAVE, TRACER, Rewrite, Sharing, load
 from nnsight.capture.source import FUTURES, Site, adopt
 
 T = TypeVar("T", ast.FunctionDef, ast.ClassDef)
@@ -202,7 +202,7 @@ def _compile(
         seen = ast.Tuple([load(name, site.node) for name in sorted(local)], ast.Load())
         head.append(ast.If(ast.Constant(False), [ast.Expr(seen)], []))
     block = _function("block", set(), [*head, *body])
-    top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER}, [block])
+    top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER, GRADIENT}, [block])
     depth = 2
     if cls is not None:  # inside a class of that name the compiler mangles `__x` itself
         top, depth = _class(cls, top), 3

@@ -1,8 +1,9 @@
 """How the statements of a block are changed before they are compiled.
 
 `x.save()` becomes `save(x)` (nothing is mounted on `object`), an argument-less `super()` gets its
-arguments, `with tracer.iter[...] as n:` becomes a loop, and where a sibling block binds a name too,
-reads of that name go through `await_name`.
+arguments, `x.grad` goes through `gradient_of` (nothing is mounted on tensors), `with
+tracer.iter[...] as n:` becomes a loop, and where a sibling block binds a name too, reads of that
+name go through `await_name`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nnsight.capture.repeats import as_loop
 
 HELPER = "__nnsight_"  # names of ours in a compiled body: never the user's, never handed back
 SAVE, AWAIT, TRACER = f"{HELPER}save__", f"{HELPER}await__", f"{HELPER}tracer__"
+GRADIENT = f"{HELPER}gradient__"
 
 
 def load(name: str, at: ast.AST) -> ast.expr:
@@ -26,10 +28,10 @@ def _is_super(node: ast.expr) -> bool:
 
 
 class Rewrite(ast.NodeTransformer):
-    """`x.save()` → `save(x)`, `super()` → `super(__class__, self)`, and no declarations.
+    """`x.save()` → `save(x)`, `x.grad` → `gradient_of(x, "x").grad`, `super()` with arguments.
 
-    Declarations move to the top of the function, and an annotated name is a plain one: Python
-    forbids `x: int = 1` for a name of an outer scope, which is what the block's names become.
+    No declarations: they move to the top of the function. And an annotated name is a plain one:
+    Python forbids `x: int = 1` for a name of an outer scope, as the block's names become.
     """
 
     def __init__(self, first_argument: str | None) -> None:
@@ -59,6 +61,17 @@ class Rewrite(ast.NodeTransformer):
     def visit_With(self, node: ast.With) -> ast.AST:
         self.generic_visit(node)
         return as_loop(node, f"{HELPER}step__")
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if node.attr != "grad":
+            return self.generic_visit(node)
+        value = node.value  # in a block inside another it has been done already
+        if not (isinstance(value, ast.Call) and getattr(value.func, "id", None) == GRADIENT):
+            name = ast.copy_location(ast.Constant(ast.unparse(value)), value)
+            self.generic_visit(node)
+            call = ast.Call(load(GRADIENT, value), [node.value, name], [])
+            node.value = ast.copy_location(call, value)
+        return node
 
     def _declaration(self, node: ast.stmt) -> ast.AST:
         return node if self.depth else ast.copy_location(ast.Pass(), node)

@@ -21,9 +21,17 @@ from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from nnsight.capture.block import Block
-from nnsight.capture.rewrite import AWAIT, HELPER, SAVE, TRACER
+from nnsight.capture.rewrite import AWAIT, GRADIENT, HELPER, SAVE, TRACER
 
 _UNBOUND = object()
+
+
+def _as_it_is(value: Any, name: str) -> Any:
+    return value
+
+
+provided: dict[str, Callable[..., Any]] = {GRADIENT: _as_it_is}
+"""What compiled bodies call that only a room above this one can say."""
 
 running: ContextVar[Scope | None] = ContextVar("nnsight_running_block", default=None)
 """The block that this thread is running, if any: its cells are shared with blocks inside it."""
@@ -139,7 +147,7 @@ class Scope:
         await_name: Callable[[str], Any] | None = None,
     ) -> Callable[[], None]:
         """The block as a function without arguments, over this scope's cells."""
-        helpers = {SAVE: partial(_save_method, save), AWAIT: await_name, TRACER: tracer}
+        helpers = {**provided, SAVE: partial(_save_method, save), AWAIT: await_name, TRACER: tracer}
         closure = tuple(
             CellType(helpers[n]) if n in helpers else self.cells[n]
             for n in self.block.code.co_freevars

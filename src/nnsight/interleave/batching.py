@@ -20,8 +20,10 @@ import torch
 from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.location import OUTPUT, Location
+from nnsight.interleave.row_gradients import Cut
 
 Varies = Callable[[Location, int, int], "bool | None"]
+Note = Callable[[torch.Tensor, Cut], None]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,14 @@ class Batch:
             return 0
         return length // self.total if self.varies(location, leaf, length) else 0
 
-    def narrow(self, value: Any, rows: Rows | None, location: Location) -> Any:
-        """The part of `value` that belongs to `rows`: views, in a container like the value's."""
+    def narrow(
+        self, value: Any, rows: Rows | None, location: Location, note: Note | None = None
+    ) -> Any:
+        """The part of `value` that belongs to `rows`: views, in a container like the value's.
+
+        Args:
+            note: takes note of each view, so that gradients reach it.
+        """
         if rows is None or not self.split:
             return value
         count = -1
@@ -92,7 +100,13 @@ class Batch:
             nonlocal count
             count += 1
             each = self.per_row(tensor, location, count)
-            return tensor.narrow(0, rows.start * each, rows.size * each) if each else tensor
+            if not each:
+                return tensor
+            cut = Cut(tensor, rows.start * each, rows.size * each)
+            view = cut.rows(tensor)
+            if note is not None and (tensor.is_floating_point() or tensor.is_complex()):
+                note(view, cut)
+            return view
 
         return nested.map_leaves(own, value)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nnsight import nested
+
 
 class Stop(BaseException):
     """`tracer.stop()`: unwinds the block and the model. Never reaches the user."""
@@ -212,6 +214,75 @@ def name_cycle(name: str, first: str, second: str) -> NameError:
     )
 
 
+def only_gradients(what: object) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"Cannot access `{what}` in a backward block: it runs beside the backward pass, which "
+        "brings gradients only (`h.grad`). Read the value above the `with loss.backward():`, while "
+        "the model runs forward."
+    )
+
+
+def no_gradient() -> NotImplementedError:
+    return NotImplementedError(
+        "this loss has no gradient, so there is nothing to go backward through: nothing that it "
+        "was computed from requires one. Either the model ran under `torch.no_grad()` or "
+        "`inference_mode()` (`model.generate` always does: use `model.trace`), or all its "
+        "parameters are frozen: call `h.requires_grad_()` on the value where the gradient is to "
+        "start, `h = model.layer.output`, before the model goes on."
+    )
+
+
+def no_gradient_of(what: object) -> MissedProviderError:
+    return MissedProviderError(
+        f"`{what}` does not exist: this tensor requires no gradient. It was computed under "
+        "`torch.no_grad()`, detached, or comes before everything that requires one: call "
+        "`.requires_grad_()` on it before the model goes on."
+    )
+
+
+def gradient_passed(what: object) -> OutOfOrderError:
+    return OutOfOrderError(
+        f"`{what}` was requested but the backward pass already ran past it. A backward block reads "
+        "gradients in the order in which they are computed, which is the reverse of the forward: "
+        "later layers first, and each once. Move this line up, or keep the gradient under a name "
+        "where it is first read."
+    )
+
+
+def not_upstream(what: object) -> MissedProviderError:
+    return MissedProviderError(
+        f"`{what}` was not provided: the loss was not computed from this tensor, so no gradient "
+        "ever reaches it. Read the gradient of the tensor that the model itself goes on with, as "
+        "`model.layer.output` gives it, not of a copy (`.clone()`, `.to(...)`, `h * 1`), and of a "
+        "value that comes before the loss; `backward(inputs=...)` leaves out other tensors too."
+    )
+
+
+def wrong_gradient(what: object, value: object, tensor: object) -> BatchError:
+    return BatchError(
+        f"the replacement for `{what}` does not fit: it is {nested.describe(value)}, and the "
+        f"gradient there is {nested.describe(tensor)}. Assign a tensor of that shape: `h.grad = "
+        "h.grad * 2`, or change it in place, `h.grad[:] = 0`."
+    )
+
+
+def changed_rows() -> RuntimeError:
+    return RuntimeError(
+        "cannot give the gradient of an invoke's rows that was asked for by `.retain_grad()` or "
+        "`.register_hook(...)`: the value was changed in place after the model had gone on with "
+        "it. Read it in a backward block, `with loss.backward(): g = h.grad`, or make the change "
+        "by assigning (`layer.output = new`)."
+    )
+
+
+def hooked_rows() -> RuntimeError:
+    return RuntimeError(
+        "cannot run a hook on the gradient of an invoke's rows (`.register_hook(...)`): the loss "
+        "uses this tensor both itself and through the model, and PyTorch has run the hook on the "
+        "first part only. Use a backward block, `with loss.backward(): h.grad = f(h.grad)`."
+    )
+
+
 _ADVICE = {
     "'tuple' object does not support item assignment": (
         "A module that returns several values returns a tuple, and no tuple can be changed in "
@@ -225,7 +296,15 @@ _ADVICE = {
     ),
 }
 
+_ROWS_UNUSED = (
+    "The value of an invoke is its rows of one batch, which PyTorch does not know the loss to come "
+    "from. Call `torch.autograd.grad(loss, h)` by this name in the block itself, or read the "
+    "gradient in a backward block: `with loss.backward(): g = h.grad`."
+)
+
 
 def advice(error: BaseException) -> str | None:
     """What to write instead, for errors of Python's own that a block often meets."""
+    if type(error) is RuntimeError and "to not have been used in the graph" in str(error):
+        return _ROWS_UNUSED
     return _ADVICE.get(str(error)) if type(error) is TypeError else None

@@ -21,6 +21,7 @@ from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Cut, Rows, assemble
 from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
+from nnsight.interleave.row_gradients import Cuts
 from nnsight.interleave.worker import Worker
 
 Observer = Callable[[Location, Any], None]
@@ -59,6 +60,8 @@ class _Visit:
         self.value = value
         # of torch on the model's side, where values are cut
         self.state: tuple[Any, ...] | None = ambient.brief() if split else None
+        # rows that blocks were given, which gradients must reach
+        self.cuts = Cuts() if self.state is not None and self.state[0] else None
         self.skips: dict[Rows | None, Any] = {}
         self.readers: list[Worker] = []  # the blocks that hold rows of the value
         # containers made for one block, each with the value that it is a part of
@@ -133,6 +136,8 @@ class Interleaver:
         try:
             while self._answer_all(visit) or self._release():
                 pass
+            if visit.cuts is not None:
+                visit.cuts.bridge()
         finally:
             self._visit = outer
             self.visits[location] = number + 1
@@ -190,7 +195,8 @@ class Interleaver:
         own, whole = visit.handed.get(worker, (None, None))
         if whole is visit.value and whole is not None:  # the very object that it has already
             return own
-        own = self.batch.narrow(visit.value, worker.rows, visit.location)
+        note = None if visit.cuts is None else partial(visit.cuts.add, worker)
+        own = self.batch.narrow(visit.value, worker.rows, visit.location, note)
         if own is not visit.value:
             self._hand(worker, own, visit)
             visit.readers.append(worker)
@@ -250,8 +256,11 @@ class Interleaver:
                 del error
         if worker.stopped:
             self.stopping = True
-        if self._visit is not None and self._visit.handed:
-            self._take_changes(worker, self._visit)
+        visit = self._visit
+        if visit is not None and visit.handed:
+            self._take_changes(worker, visit)
+        if visit is not None and visit.cuts is not None:
+            visit.value = visit.cuts.with_leaves(visit.value)
 
     def release(self) -> None:
         """Let workers go on that waited for something else than a value, if that has come."""
@@ -306,7 +315,7 @@ class Interleaver:
         return min(waiting, key=lambda pair: pair[1].action == WAIT, default=None)
 
     def _missed(self, request: Request) -> BaseException:
-        if request.action == WAIT and request.missed is not None:
+        if request.missed is not None:
             return request.missed()
         location = request.location
         assert location is not None

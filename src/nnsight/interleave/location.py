@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol
 
-OUTPUT, INPUT, SKIP, RESULT = "output", "input", "skip", "result"
+OUTPUT, INPUT, SKIP, RESULT, GRAD = "output", "input", "skip", "result", "grad"
 
 
 class Owner(Protocol):

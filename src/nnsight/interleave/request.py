@@ -26,7 +26,7 @@ class Request(NamedTuple):
     pinned: bool = False  # a loop over steps, or `next()`, asks for exactly that visit
     value: Any = None  # the replacement, for WRITE and GATE
     ready: Callable[[], bool] | None = None  # whether a WAIT is over
-    missed: Callable[[], BaseException] | None = None  # what a WAIT that never ends means
+    missed: Callable[[], BaseException] | None = None  # what it means if the answer never comes
 
 
 @dataclass

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Rows
+from nnsight.interleave.batching import Batch, Rows
 from nnsight.interleave.location import Location
 from nnsight.interleave.request import Pin, Request, here
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
@@ -22,6 +22,7 @@ class Run(Protocol):
     """What a worker sees of the run that it takes part in."""
 
     tree: Any
+    batch: Batch
     threads: set[int]
     typical: bool
     returned: bool
@@ -89,6 +90,11 @@ class Worker:
     def tree(self) -> Any:
         """The model that it runs beside; None when it does not run."""
         return None if self._run is None else self._run.tree
+
+    @property
+    def shared(self) -> bool:
+        """Whether other blocks have rows in the same forward."""
+        return self._run is not None and self._run.batch.split
 
     @contextmanager
     def observed(self) -> Generator[Any]:

@@ -325,7 +325,7 @@ class Trace(Tracer):
 
         try:
             return run(model.tree, workers, batch, call, Location(self, RESULT), enter)
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             if (text := errors.advice(error)) is not None:
                 traceback.note(error, text)
             raise
