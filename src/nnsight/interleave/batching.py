@@ -20,10 +20,10 @@ import torch
 from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.location import OUTPUT, Location
-from nnsight.interleave.row_gradients import Cut
+from nnsight.interleave.row_gradients import Piece
 
 Varies = Callable[[Location, int, int], "bool | None"]
-Note = Callable[[torch.Tensor, Cut], None]
+Note = Callable[[torch.Tensor, Piece], None]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Batch:
             each = self.per_row(tensor, location, count)
             if not each:
                 return tensor
-            cut = Cut(tensor, rows.start * each, rows.size * each)
-            view = cut.rows(tensor)
+            piece = Piece(tensor, rows.start * each, rows.size * each)
+            view = piece.rows(tensor)
             if note is not None and (tensor.is_floating_point() or tensor.is_complex()):
-                note(view, cut)
+                note(view, piece)
             return view
 
         return nested.map_leaves(own, value)

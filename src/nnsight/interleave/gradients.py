@@ -21,7 +21,7 @@ from nnsight.interleave import errors
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import GRAD, Location
 from nnsight.interleave.request import READ, WRITE, Request, here
-from nnsight.interleave.row_gradients import cut_of, hook_on
+from nnsight.interleave.row_gradients import hook_on, piece_of
 from nnsight.interleave.worker import Worker
 
 Show = Callable[[Tensor], Tensor]
@@ -90,9 +90,9 @@ class Gradient:
 
     def watch(self, kind: str, run: Interleaver) -> None:
         """From now on in `run`, offer the gradient when autograd has computed it."""
-        tensor, cut = self.tensor, cut_of(self.tensor)
-        if cut is not None:
-            self._hook(cut.whole, cut.rows, run)
+        tensor, piece = self.tensor, piece_of(self.tensor)
+        if piece is not None:
+            self._hook(piece.whole, piece.rows, run)
         elif tensor.is_leaf:
             leaf: Any = tensor  # torch gives its hooks no types
             handle = leaf.register_post_accumulate_grad_hook(partial(self._leaf, run))
@@ -105,7 +105,7 @@ class Gradient:
     def _hook(self, source: Tensor, show: Show, run: Interleaver) -> None:
         """Offer the part of the gradient of `source` that `show` shows."""
         tensor = self.tensor
-        base = source is not tensor and source is tensor._base and cut_of(tensor) is None
+        base = source is not tensor and source is tensor._base and piece_of(tensor) is None
 
         def hook(gradient: Tensor | None) -> Tensor | None:
             if self.met or not run.holds():
@@ -211,7 +211,7 @@ class _OfTensor:
 
     def _ask(self, action: str, value: Tensor | None = None) -> Any:
         tensor, backward = self._tensor, self._worker.backward
-        if not tensor.requires_grad and cut_of(tensor) is None:
+        if not tensor.requires_grad and piece_of(tensor) is None:
             raise errors.no_gradient_of(f"{self._name}.grad")
         gradient = backward.of(tensor, self._name)
         location = Location(gradient, GRAD)
@@ -231,12 +231,12 @@ class _Accumulated(Exception):
 def _missed(gradient: Gradient) -> BaseException:
     """Why a gradient that the block asks for does not come any more."""
     tensor, backward, place = gradient.tensor, gradient.backward, Location(gradient, GRAD)
-    cut = cut_of(tensor)
-    source = tensor if cut is None else cut.whole
+    piece = piece_of(tensor)
+    source = tensor if piece is None else piece.whole
     on_path = backward.reaches(source)
-    if not on_path and cut is None and tensor._base is not None:
+    if not on_path and piece is None and tensor._base is not None:
         on_path = backward.reaches(tensor._base)
-    if on_path and tensor.is_leaf and cut is None:
+    if on_path and tensor.is_leaf and piece is None:
         return _Accumulated()
     return errors.gradient_passed(place) if on_path else errors.not_upstream(place)
 
@@ -258,16 +258,15 @@ class _Autograd:
     def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """`torch.autograd.grad`, for one block's rows too."""
         wanted = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        cuts = [cut_of(each) if isinstance(each, Tensor) else None for each in wanted]
-        wholes = tuple(
-            each if cut is None else cut.whole for each, cut in zip(wanted, cuts, strict=True)
-        )
+        pieces = [piece_of(each) if isinstance(each, Tensor) else None for each in wanted]
+        pairs = list(zip(wanted, pieces, strict=True))
+        wholes = tuple(each if piece is None else piece.whole for each, piece in pairs)
         if len(args) < 2 and kwargs.get("retain_graph") is None and shares_graph():
             kwargs["retain_graph"] = True
         found: Any = torch.autograd.grad(outputs, wholes, *args, **kwargs)
         return tuple(
-            value if cut is None or value is None else cut.rows(value)
-            for value, cut in zip(found, cuts, strict=True)
+            value if piece is None or value is None else piece.rows(value)
+            for value, piece in zip(found, pieces, strict=True)
         )
 
 

@@ -21,7 +21,7 @@ from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Cut, Rows, assemble
 from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
-from nnsight.interleave.row_gradients import Cuts
+from nnsight.interleave.row_gradients import Pieces
 from nnsight.interleave.worker import Worker
 
 Observer = Callable[[Location, Any], None]
@@ -61,7 +61,7 @@ class _Visit:
         # of torch on the model's side, where values are cut
         self.state: tuple[Any, ...] | None = ambient.brief() if split else None
         # rows that blocks were given, which gradients must reach
-        self.cuts = Cuts() if self.state is not None and self.state[0] else None
+        self.pieces = Pieces() if self.state is not None and self.state[0] else None
         self.skips: dict[Rows | None, Any] = {}
         self.readers: list[Worker] = []  # the blocks that hold rows of the value
         # containers made for one block, each with the value that it is a part of
@@ -136,8 +136,8 @@ class Interleaver:
         try:
             while self._answer_all(visit) or self._release():
                 pass
-            if visit.cuts is not None:
-                visit.cuts.bridge()
+            if visit.pieces is not None:
+                visit.pieces.bridge()
         finally:
             self._visit = outer
             self.visits[location] = number + 1
@@ -195,7 +195,7 @@ class Interleaver:
         own, whole = visit.handed.get(worker, (None, None))
         if whole is visit.value and whole is not None:  # the very object that it has already
             return own
-        note = None if visit.cuts is None else partial(visit.cuts.add, worker)
+        note = None if visit.pieces is None else partial(visit.pieces.add, worker)
         own = self.batch.narrow(visit.value, worker.rows, visit.location, note)
         if own is not visit.value:
             self._hand(worker, own, visit)
@@ -259,8 +259,8 @@ class Interleaver:
         visit = self._visit
         if visit is not None and visit.handed:
             self._take_changes(worker, visit)
-        if visit is not None and visit.cuts is not None:
-            visit.value = visit.cuts.with_leaves(visit.value)
+        if visit is not None and visit.pieces is not None:
+            visit.value = visit.pieces.with_leaves(visit.value)
 
     def release(self) -> None:
         """Let workers go on that waited for something else than a value, if that has come."""

@@ -27,7 +27,7 @@ def hook_on(tensor: Any, hook: Callable[[Any], Any]) -> Any:
     return tensor.register_hook(hook)  # torch gives it no types
 
 
-class Cut(NamedTuple):
+class Piece(NamedTuple):
     """What a block's rows were cut from."""
 
     whole: torch.Tensor
@@ -44,40 +44,40 @@ class Cut(NamedTuple):
         return torch.cat([gradient[: self.start], rows, gradient[stop:]])
 
 
-_cuts: dict[int, tuple[weakref.ref[torch.Tensor], Cut]] = {}  # by view, as long as it lives
+_pieces: dict[int, tuple[weakref.ref[torch.Tensor], Piece]] = {}  # by view, as long as it lives
 
 
-def cut_of(tensor: torch.Tensor) -> Cut | None:
+def piece_of(tensor: torch.Tensor) -> Piece | None:
     """What `tensor` was cut from, if it is one block's rows of a value with gradients."""
-    entry = _cuts.get(id(tensor))
+    entry = _pieces.get(id(tensor))
     if entry is None or not entry[1].whole.requires_grad:
         return None
     return entry[1]
 
 
-class Cuts:
+class Pieces:
     """The rows that blocks were given at one visit of a run."""
 
     def __init__(self) -> None:
-        self._given: list[tuple[torch.Tensor, Cut]] = []
+        self._given: list[tuple[torch.Tensor, Piece]] = []
         self._workers: dict[int, Any] = {}  # whose each is, by view
 
-    def add(self, worker: Any, own: torch.Tensor, cut: Cut) -> None:
+    def add(self, worker: Any, own: torch.Tensor, piece: Piece) -> None:
         """The block of `worker` is given `own`."""
         key = id(own)
-        forget = weakref.ref(own, lambda _: _cuts.pop(key, None))
-        _cuts[key] = forget, cut
-        self._given.append((own, cut))
+        forget = weakref.ref(own, lambda _: _pieces.pop(key, None))
+        _pieces[key] = forget, piece
+        self._given.append((own, piece))
         self._workers[key] = worker
 
     def with_leaves(self, value: Any) -> Any:
         """`value`, made from the rows themselves where `h.requires_grad_()` started a gradient."""
-        for own, cut in self._given:
+        for own, piece in self._given:
             if own.requires_grad and own.is_leaf:
-                joined = cut.put(own, cut.whole)
-                value = nested.map_leaves(_exchange(cut.whole, joined), value)
+                joined = piece.put(own, piece.whole)
+                value = nested.map_leaves(_exchange(piece.whole, joined), value)
                 self._given = [
-                    (other, was._replace(whole=joined) if was.whole is cut.whole else was)
+                    (other, was._replace(whole=joined) if was.whole is piece.whole else was)
                     for other, was in self._given
                     if other is not own
                 ]
@@ -87,10 +87,10 @@ class Cuts:
     def bridge(self) -> None:
         """From now on the gradients of the whole values reach the rows that were cut from them."""
         by_whole: dict[int, tuple[torch.Tensor, list[_Waiting]]] = {}
-        for own, cut in self._given:
-            if own.requires_grad and not isinstance(cut.whole, torch.nn.Parameter):
-                _, waiting = by_whole.setdefault(id(cut.whole), (cut.whole, []))
-                waiting.append(_Waiting(own, cut, self._workers[id(own)]))
+        for own, piece in self._given:
+            if own.requires_grad and not isinstance(piece.whole, torch.nn.Parameter):
+                _, waiting = by_whole.setdefault(id(piece.whole), (piece.whole, []))
+                waiting.append(_Waiting(own, piece, self._workers[id(own)]))
         for whole, waiting in by_whole.values():
             _pass_on(whole, waiting)
 
@@ -102,9 +102,9 @@ def _exchange(old: torch.Tensor, new: torch.Tensor) -> nested.Transform:
 class _Waiting:
     """One block's rows, waiting for the gradient of the whole value. Holds no tensor alive."""
 
-    def __init__(self, own: torch.Tensor, cut: Cut, worker: Any) -> None:
+    def __init__(self, own: torch.Tensor, piece: Piece, worker: Any) -> None:
         self._own, self._worker = weakref.ref(own), weakref.ref(worker)
-        self._start, self._size = cut.start, cut.size
+        self._start, self._size = piece.start, piece.size
         self._version = own._version
         self._part: tuple[int, torch.Tensor] | None = None
         self._mark: int = hook_on(own, self._take_note).id
@@ -122,8 +122,8 @@ class _Waiting:
             return whole
         if own._version != self._version:
             raise errors.changed_rows()
-        cut = Cut(whole, self._start, self._size)
-        rows = cut.rows(whole)
+        piece = Piece(whole, self._start, self._size)
+        rows = piece.rows(whole)
         if here.worker not in (None, self._worker()) and not rows.any():
             return whole  # the loss of another block, which this one has no part in
         known = part[1] if part is not None and part[0] == _graph_task() else None
@@ -132,7 +132,7 @@ class _Waiting:
                 raise errors.hooked_rows()
             new = hook(rows)
             if new is not None:
-                whole, rows = cut.put(new, whole), new
+                whole, rows = piece.put(new, whole), new
         if own.retains_grad:
             own.grad = _accumulated(own.grad, rows, known)
         return whole
