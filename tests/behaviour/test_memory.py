@@ -159,7 +159,76 @@ def comes_too_late(model, x):
         assert set(error.saved) == {"out"}
 
 
+def edits(model, x):
+    with model.edit() as edited:
+        model.first.output = model.first.output * 2
+    with edited.trace(x):
+        out = model.output.save()
+    return out, edited.trace(x, trace=False)
+
+
+def edits_in_place(model, x):
+    with model.edit(inplace=True) as tracer:
+        tracer.first.output[:] = 0
+    with model.trace() as runner:
+        with runner.invoke(x):
+            one = model.output.save()
+        with runner.invoke(x):
+            two = model.output.save()
+    model.clear_edits()
+    return one, two
+
+
+def edit_fails(model, x):
+    with model.edit() as edited:
+        model.first.output.sum() / (1 // 0)
+    with contextlib.suppress(ZeroDivisionError):
+        with edited.trace(x):
+            out = model.output.save()
+            assert out is None, "not reached"
+
+
+def scans(model, x):
+    with model.scan(x):
+        shape = model.first.output.shape
+        out = model.output.save()
+    return shape, out
+
+
+def scan_fails(model, x):
+    try:
+        with model.scan(x):
+            model.first.output.sum().item()
+    except RuntimeError as error:
+        assert "needs the numbers" in str(error)
+
+
+def sessions(model, x):
+    with model.session():
+        with model.trace(x):
+            hidden = model.first.output
+        with model.trace(x):
+            model.first.output = hidden
+            out = model.output.save()
+    return out
+
+
+def session_fails(model, x):
+    with contextlib.suppress(ZeroDivisionError):
+        with model.session():
+            with model.trace(x):
+                hidden = model.first.output.save()
+            hidden.sum() / (1 // 0)
+
+
 KINDS = [
+    edits,
+    edits_in_place,
+    edit_fails,
+    scans,
+    scan_fails,
+    sessions,
+    session_fails,
     reads,
     writes,
     skips,

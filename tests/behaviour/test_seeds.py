@@ -456,3 +456,42 @@ def test_saving_specific_layers(model):
             kept.append(model.transformer.h[i].output[0].save())
         kept.save()
     assert len(kept) == 3
+
+
+# --- edits, scans, sessions ----------------------------------------------------------------------
+
+
+def test_model_editing(model):
+    # Create edited model (non-destructive)
+    with model.edit() as model_edited:
+        model.transformer.h[0].output[0][:] = 0
+
+    # Original model unchanged
+    with model.trace("Hello"):
+        out1 = model.transformer.h[0].output[0].save()
+
+    # Edited model has modification
+    with model_edited.trace("Hello"):
+        out2 = model_edited.transformer.h[0].output[0].save()
+
+    assert not torch.all(out1 == 0)
+    assert torch.all(out2 == 0)
+
+
+def test_scanning(model, capsys):
+    with model.scan("Hello"):
+        dim = model.transformer.h[0].output[0].shape[-1]
+
+    print(dim)  # 768
+    assert dim == 48 and capsys.readouterr().out == "48\n"
+
+
+def test_sessions(model):
+    with model.session() as session:
+        with model.trace("Hello"):
+            hs1 = model.transformer.h[0].output[0].save()
+        
+        with model.trace("World"):
+            model.transformer.h[0].output[0][:] = hs1  # Use value from first trace
+            hs2 = model.transformer.h[0].output[0].save()
+    assert session is not None and torch.equal(hs1, hs2) and hs1.any()

@@ -292,7 +292,8 @@ class Tracer:
         self.scope.push(values)
         if outermost and saves is not None:
             saves.warn_changed(values)
-            if not saves and (names := saving.unsaved([self.scope, *self.inner])):
+            names = [] if saves else saving.unsaved([self.scope, *self.inner])
+            if names := [name for name in names if name not in values]:
                 saving.warn_unsaved(names)
 
     def release(self) -> None:

@@ -26,6 +26,7 @@ from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
 from nnsight.traces.layout import Layout
 from nnsight.traces.model import Inputs
+from nnsight.traces.scan import Scan
 from nnsight.traces.steps import Iter, Steps, advance
 from nnsight.traces.trace import Trace, run_function, run_now
 
@@ -130,6 +131,7 @@ class Envoy(Node):
         *args: Any,
         fn: str | Callable[..., Any] | None = None,
         backend: Backend | None = None,
+        tracer_cls: type[Trace] = Trace,
         trace: bool = True,
         report: bool = False,
         **kwargs: Any,
@@ -143,6 +145,7 @@ class Envoy(Node):
             *args: the input, as the module takes it.
             fn: what to run instead of the module's forward: the name of a method, or a callable.
             backend: where the block runs; here by default.
+            tracer_cls: the kind of trace.
             trace: False runs the module at once, without a block, and returns its output.
             report: True takes down what the blocks do, for `tracer.report()` and `print(tracer)`
                 from wherever they are called; code around the `with` needs no such word.
@@ -157,9 +160,31 @@ class Envoy(Node):
         given = Inputs(args, kwargs)
         if not trace:
             return self._plain(given, fn)
-        tracer = Trace(self, given, fn, backend)
+        tracer = tracer_cls(self, given, fn, backend)
         tracer.reporting = report
         return tracer
+
+    def scan(self, *args: Any, **kwargs: Any) -> Any:
+        """Find shapes and dtypes: a `trace` whose tensors have no numbers.
+
+            with model.scan(x):
+                width = model.layer.output.shape[-1]
+
+        It reads no weights and computes nothing, so it is for models that are not loaded yet or
+        are too large to run. All verbs of a trace work. Numbers and shapes that the block binds
+        are there after it without a save; tensors that are saved stay without numbers.
+
+        Args:
+            *args: the input, as for `trace`.
+            **kwargs: what `trace` takes.
+
+        Raises:
+            RuntimeError: (when the block ends) a tensor's numbers were asked for.
+        """
+        return self.trace(*args, tracer_cls=Scan, **kwargs)
+
+    def _whole(self) -> Module:
+        return self._tree.root
 
     def run(self, *args: Any, fn: Callable[[Any, Any], Any] | None = None, **kwargs: Any) -> Any:
         """`model.run(x, fn)`: run the module with the function `fn(tracer, model)` beside it.

@@ -152,6 +152,15 @@ def edit_target(target: str) -> str:
     )
 
 
+def needs_numbers(operation: str) -> str:
+    return (
+        f"a scan cannot go on here: `{operation}` needs the numbers in a tensor, and a scan knows "
+        "only shapes, dtypes and devices. In a block, decide by `.shape` and the like, or write "
+        "`model.trace(...)`, which computes; if it is the model that asks, scan a part of it: "
+        "`model.layer.scan(x)`."
+    )
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,10 @@ class Model(Protocol):
         """Get ready to run: load weights that are not there yet."""
         ...
 
+    def _whole(self) -> Any:
+        """The module at the root."""
+        ...
+
     def _place(self, value: Any) -> Any:
         """Move the tensors of a nested value to where the model expects its inputs."""
         ...

@@ -311,8 +311,7 @@ class Trace(Tracer):
         if self._wants_report():
             self.journal = Journal(["edit"] * len(edits) + [str(n) for n in range(len(workers))])
         workers = [*edits, *workers]
-        model._before_run()
-        args, kwargs = model._place((args, kwargs))
+        args, kwargs = self._prepare(args, kwargs)
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
         batch = model._batch_of(total, split, call)
 
@@ -329,6 +328,11 @@ class Trace(Tracer):
             if (text := errors.advice(error)) is not None:
                 traceback.note(error, text)
             raise
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Get the model ready to run, and the input as the model takes it."""
+        self.model._before_run()
+        return self.model._place((args, kwargs))
 
     def release(self) -> None:
         super().release()
