@@ -138,9 +138,9 @@ def _enclosing_class(site: Site) -> str | None:
     return max(around, key=lambda node: node.lineno).name if around else None
 
 
-def _has_private(body: list[ast.stmt]) -> bool:
+def _has_private(body: list[ast.stmt], text: str) -> bool:
     """Whether a name in `body` is spelled differently in a class: `__x`."""
-    return any(
+    return "__" in text and any(
         word.startswith("__") and not word.endswith("__")
         for statement in body
         for node in ast.walk(statement)
@@ -201,12 +201,13 @@ def _compile(
     if names.mentioned & _LOOKING:  # never run, but who looks around sees all names of the frame
         seen = ast.Tuple([load(name, site.node) for name in sorted(local)], ast.Load())
         head.append(ast.If(ast.Constant(False), [ast.Expr(seen)], []))
-    block = _function("block", set(), [*head, *body])
+    block = _function("block", set(), head)
     top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER, GRADIENT}, [block])
     depth = 2
     if cls is not None:  # inside a class of that name the compiler mangles `__x` itself
         top, depth = _class(cls, top), 3
     tree = ast.fix_missing_locations(ast.Module([ast.copy_location(top, site.node)], []))
+    block.body += body  # has its locations
     compiled = compile(tree, site.filename, "exec", outer.flags & FUTURES, dont_inherit=True)
     code = _requalified(_innermost(compiled, depth), outer)
     return code, frozenset(mangled(n, cls) for n in bound)
@@ -259,7 +260,7 @@ def compile_block(site: Site, outer: Outer, wrapped: bool) -> Block:
     names = names_of(body)
     if outer.first_argument is not None and "__class__" in names.mentioned:
         names.mentioned.add(outer.first_argument)
-    cls = _enclosing_class(site) if _has_private(body) else None
+    cls = _enclosing_class(site) if _has_private(body, site.text) else None
     rewrite = Rewrite(outer.first_argument)
     body = [rewrite.visit(statement) for statement in body]
     code, bound = _compile(site, outer, cls, body, names)

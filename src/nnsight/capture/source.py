@@ -38,6 +38,11 @@ class Site:
     lines: list[str]
     offset: int  # of the instruction that binds the `as` target
 
+    @property
+    def text(self) -> str:
+        """The lines that it stands on."""
+        return "".join(self.lines[self.node.lineno - 1 : self.node.end_lineno])
+
 
 # --- the text ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from nnsight.capture import saving, traceback
 from nnsight.capture.block import Block, compile_block, outer_of
 from nnsight.capture.errors import NestedTraceError, not_skipped
-from nnsight.capture.frames import Span, frame_at, span_of
+from nnsight.capture.frames import Span, frame_at, linetable, span_of
 from nnsight.capture.instructions import past_target
 from nnsight.capture.names import names_of
 from nnsight.capture.percode import PerCode
@@ -67,15 +67,23 @@ _ENTRANCE = (
 _GLOBALS = {"__name__": __package__, "set_context": traceback.set_context}
 
 
+def _compiled_entrance() -> CodeType:
+    module = compile(_ENTRANCE, "<entrance>", "exec", dont_inherit=True)
+    return next(c for c in module.co_consts if isinstance(c, CodeType))
+
+
+_entrance_code = _compiled_entrance()
+
+
 def _entrance(filename: str, name: str, span: Span) -> CodeType:
-    """Code that takes one step of ours and raises its error at the user's line."""
-    tree = ast.parse(_ENTRANCE)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.stmt, ast.expr, ast.arg)):
-            node.lineno, node.end_lineno, node.col_offset, node.end_col_offset = span
-    module = compile(tree, filename, "exec", dont_inherit=True)
-    code = next(c for c in module.co_consts if isinstance(c, CodeType))
-    return code.replace(co_name=name)
+    """Code that takes one step of ours and raises its error at the user's line.
+
+    Compiling it anew for each place would take five times as long.
+    """
+    table = linetable(len(_entrance_code.co_code), span)
+    return _entrance_code.replace(
+        co_filename=filename, co_name=name, co_firstlineno=span[0], co_linetable=table
+    )
 
 
 class _Place:
