@@ -275,7 +275,7 @@ REFUSED = [
 @pytest.mark.parametrize(("text", "word"), REFUSED)
 def test_what_would_leave_a_block(text: str, word: str):
     tree = ast.parse(text)
-    site = Site(ast.With([], [], lineno=1, end_lineno=9),0, "file.py", text.splitlines(True), 0)
+    site = Site(ast.With([], [], lineno=1, end_lineno=9), 0, "file.py", text.splitlines(True), 0)
     if not word:
         refuse(tree.body, site)
         return
@@ -297,7 +297,9 @@ def test_every_refusal_says_what_to_write_instead():
     }
     for text, word in REFUSED:
         if word:
-            site = Site(ast.With([], [], lineno=1, end_lineno=9),0, "file.py", text.splitlines(True), 0)
+            site = Site(
+                ast.With([], [], lineno=1, end_lineno=9), 0, "file.py", text.splitlines(True), 0
+            )
             with pytest.raises(SyntaxError, match=advice[word].replace("*", r"\*")):
                 refuse(ast.parse(text).body, site)
 

@@ -19,7 +19,9 @@ def some(a, b=2, *, c):
         total = None
 
 
-@pytest.mark.parametrize("span", [(3, 3, 4, 20), (70, 75, 0, 300), (5000, 5200, 80, 2), (7, 7, 0, 0)])
+@pytest.mark.parametrize(
+    "span", [(3, 3, 4, 20), (70, 75, 0, 300), (5000, 5200, 80, 2), (7, 7, 0, 0)]
+)
 @pytest.mark.parametrize("function", [some, lambda: None, pytest.fixture])
 def test_all_of_a_code_stands_at_one_place(function, span):
     code = function.__code__
