@@ -385,7 +385,7 @@ def plain_forward() -> Case:
 
 
 def import_time(runs: int = 7) -> float:
-    """Milliseconds that `import nnsight` takes once torch is there, with byte code kept as usual."""
+    """Milliseconds that `import nnsight` takes after torch, with byte code kept as usual."""
     code = (
         "import torch, time; start = time.perf_counter(); import nnsight; "
         "print(time.perf_counter() - start)"
