@@ -18,6 +18,7 @@ SURFACE = {
     "NeverCalledError",
     "OutOfOrderError",
     "OutsideTraceError",
+    "SourceNotAvailable",
     "Trace",
     "WithBlockNotFoundError",
     "__version__",

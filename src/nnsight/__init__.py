@@ -16,6 +16,7 @@ from nnsight.capture.errors import WithBlockNotFoundError
 from nnsight.capture.saving import save
 from nnsight.config import CONFIG
 from nnsight.envoy.envoy import Envoy
+from nnsight.envoy.errors import SourceNotAvailable
 from nnsight.interleave.errors import (
     BatchError,
     MissedProviderError,
@@ -50,6 +51,7 @@ __all__ = [
     "NeverCalledError",
     "OutOfOrderError",
     "OutsideTraceError",
+    "SourceNotAvailable",
     "Trace",
     "WithBlockNotFoundError",
     "__version__",

@@ -495,3 +495,32 @@ def test_sessions(model):
             model.transformer.h[0].output[0][:] = hs1  # Use value from first trace
             hs2 = model.transformer.h[0].output[0].save()
     assert session is not None and torch.equal(hs1, hs2) and hs1.any()
+
+
+# --- source tracing -------------------------------------------------------------------------------
+
+
+def test_source_shows_the_operations(model, capsys):
+    # Discover available operations
+    print(model.transformer.h[0].attn.source)
+    # Shows forward method with operation names like:
+    #   attention_interface_0 -> 66  attn_output, attn_weights = attention_interface(...)
+    #   self_c_proj_0         -> 79  attn_output = self.c_proj(attn_output)
+
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "attn_output = self.c_proj(attn_output)" in printed
+    assert "self_c_proj_0 ->" in printed and "attention_interface_0 ->" in printed
+
+
+def test_source_of_attention(model):
+    # Access operation values
+    with model.trace("Hello"):
+        attn_out = model.transformer.h[0].attn.source.attention_interface_0.output.save()
+
+    given = []
+    c_proj = model._module.transformer.h[0].attn.c_proj
+    handle = c_proj.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    with model.trace("Hello"):
+        pass
+    handle.remove()
+    assert torch.equal(attn_out[0].flatten(2), given[0])

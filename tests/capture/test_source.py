@@ -92,7 +92,7 @@ COMMANDS = [
 @pytest.mark.parametrize(("words", "text"), COMMANDS)
 def test_the_text_of_a_command(words: str, text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "orig_argv", words.split())
-    assert source._command_line() == text
+    assert source.command_line() == text
 
 
 # --- a text that is not the one that runs ---------------------------------------------------------

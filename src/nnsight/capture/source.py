@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FrameType
+from typing import Any
 
 from nnsight.capture import errors, instructions
 from nnsight.capture.percode import PerCode
@@ -64,7 +65,7 @@ _STARTED = _process_start()  # a file changed after this may not be the one that
 _PROGRAM = re.compile(r"-[bBdEhiIOPqRsSuvVx?]*([cm])")  # the option after which the program is
 
 
-def _command_line() -> str:
+def command_line() -> str:
     """The text of `python -c TEXT`, or nothing."""
     words = iter(sys.orig_argv[1:])
     for word in words:
@@ -106,18 +107,18 @@ def _codes_in(text: str, filename: str, flags: int) -> dict[int, list[CodeType]]
     return found
 
 
-def _compiled_from(code: CodeType, text: str) -> bool:
+def compiled_from(code: CodeType, text: str) -> bool:
     """Whether compiling `text` gives `code` again, instruction for instruction."""
     codes = _codes_in(text, code.co_filename, code.co_flags & FUTURES)
     return code in codes.get(code.co_firstlineno, [])
 
 
-def _doubtful(frame: FrameType) -> bool:
-    """Whether the text may be another one than `frame` was compiled from."""
-    filename = frame.f_code.co_filename
+def doubtful(code: CodeType, names: dict[str, Any]) -> bool:
+    """Whether the text may be another one than `code` was compiled from."""
+    filename = code.co_filename
     if filename.startswith("<string"):  # a name that every bare `exec` shares
         return True
-    if "@pytest_ar" in frame.f_globals:  # rewritten asserts: never equal to the text
+    if "@pytest_ar" in names:  # rewritten asserts: never equal to the text
         return False
     try:
         return os.stat(filename).st_mtime >= _STARTED
@@ -128,14 +129,14 @@ def _doubtful(frame: FrameType) -> bool:
 _reading = threading.Lock()  # two threads in linecache at once can find nothing
 
 
-def _kept_lines(frame: FrameType) -> list[str]:
+def kept_lines(code: CodeType, names: dict[str, Any]) -> list[str]:
     """What the interpreter keeps of the text: of a file, a cell, a line typed at the prompt."""
-    filename = frame.f_code.co_filename
+    filename = code.co_filename
     with _reading:
         linecache.checkcache(filename)
-        lines = linecache.getlines(filename, frame.f_globals)
+        lines = linecache.getlines(filename, names)
     by_code = getattr(linecache, "_getlines_from_code", None)  # the prompt, from 3.13.1 on
-    return lines or (by_code(frame.f_code) if by_code is not None else [])
+    return lines or (by_code(code) if by_code is not None else [])
 
 
 def lines_of(frame: FrameType) -> list[str]:
@@ -145,14 +146,14 @@ def lines_of(frame: FrameType) -> list[str]:
         WithBlockNotFoundError: there is no text, or it is not what the code was compiled from.
     """
     code = frame.f_code
-    kept = _kept_lines(frame)
-    if kept and not _doubtful(frame):
+    kept = kept_lines(code, frame.f_globals)
+    if kept and not doubtful(code, frame.f_globals):
         return kept
     cell = _timed_cell(frame)
     if cell and code.co_name == "<module>":  # without its last line, if that is an expression
         return split(cell)
-    for lines in (kept, split(_command_line()), split(cell)):
-        if lines and _compiled_from(code, "".join(lines)):
+    for lines in (kept, split(command_line()), split(cell)):
+        if lines and compiled_from(code, "".join(lines)):
             return lines
     if not kept or code.co_filename.startswith("<"):
         raise errors.no_source(code.co_filename)
@@ -203,8 +204,8 @@ def _parse(text: str, filename: str, flags: int) -> ast.Module | None:
     return tree
 
 
-def _statement(lines: list[str], start: int, flags: int) -> ast.With | None:
-    """The `with` statement whose first line is `start`, or None if that line begins none.
+def statement_at(lines: list[str], start: int, flags: int) -> ast.stmt | None:
+    """The statement whose first line is `start`, or None if that line begins none.
 
     A cut in the middle of a string, a bracket or a continued line does not parse, so the first
     cut that parses is the end of the statement.
@@ -216,8 +217,7 @@ def _statement(lines: list[str], start: int, flags: int) -> ast.With | None:
         tree = _parse(padding + "".join(lines[start - 1 : end]), "<block>", flags)
         if tree is not None:
             outer = tree.body[0]
-            found = outer.body[0] if isinstance(outer, ast.If) else outer
-            return found if isinstance(found, ast.With) else None
+            return outer.body[0] if header and isinstance(outer, ast.If) else outer
     return None
 
 
@@ -237,8 +237,8 @@ def _nearest(lines: list[str], lineno: int, flags: int) -> ast.With | None:
     """The `with` whose header stands at `lineno`, found from the text around it."""
     for start in range(lineno, 0, -1):
         if start <= len(lines) and _WITH.match(lines[start - 1]):
-            node = _statement(lines, start, flags)
-            if node is not None and _heads(node, lineno):
+            node = statement_at(lines, start, flags)
+            if isinstance(node, ast.With) and _heads(node, lineno):
                 return node
     tree = _parse("".join(lines), "<block>", flags)
     return None if tree is None else _headed([tree], lineno)

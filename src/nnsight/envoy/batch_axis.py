@@ -24,6 +24,7 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.traceback import warn
+from nnsight.envoy.operations import Operation, watch_for_good
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 
 # Of every leaf at a module path and a kind, at the first visit or a later one: its first length.
@@ -99,8 +100,7 @@ def _keep(lengths: Lengths, path: str, kind: str, value: Any) -> None:
         lengths[path, kind, later] = first
 
 
-def _record(twin: Module, lengths: Lengths) -> None:
-    keep = functools.partial(_keep, lengths)
+def _record(twin: Module, keep: Callable[[str, str, Any], None]) -> None:
     for path, inner in twin.named_modules(remove_duplicate=False):
         inner.register_forward_pre_hook(
             lambda m, args, kwargs, path=path: keep(path, INPUT, (args, kwargs)), with_kwargs=True
@@ -108,12 +108,26 @@ def _record(twin: Module, lengths: Lengths) -> None:
         inner.register_forward_hook(lambda m, args, out, path=path: keep(path, OUTPUT, out))
 
 
-def measure(module: Module, call: functools.partial[Any], total: int, rows: int) -> Lengths:
-    """The first length of every value of `module`, were the batch `rows` and not `total` long."""
+Recorder = Callable[[Module, Callable[[str, str, Any], None]], None]
+
+
+def measure(
+    module: Module,
+    call: functools.partial[Any],
+    total: int,
+    rows: int,
+    record: Recorder = _record,
+) -> Lengths:
+    """The first length of values of `module`, were the batch `rows` and not `total` long.
+
+    Args:
+        record: has the values that it is about kept when the twin runs; by default those of every
+            module.
+    """
     lengths: Lengths = {}
     with _same_randomness(module), torch.no_grad():
         twin = _twin(module)
-        _record(twin, lengths)
+        record(twin, functools.partial(_keep, lengths))
         args, kwargs = _with_rows((call.args, call.keywords), total, rows)
         method = twin if call.func is module else getattr(twin, call.func.__name__)
         _keep(lengths, "", RESULT, method(*args, **kwargs))
@@ -149,6 +163,8 @@ class BatchAxis:
         if length == self._total and not self._doubtful:
             return True
         path, kind = self._key(location)
+        if isinstance(location.owner, Operation):
+            self._look_at(location.owner, path, kind)
         later = self.step() > 0 and (path, kind, True) in self._lengths
         lengths = self._lengths.get((path, kind, later))
         if lengths is None or leaf >= len(lengths):
@@ -186,12 +202,24 @@ class BatchAxis:
         self.__dict__["_rows"], lengths = self._memory[key]
         return lengths
 
-    def _measure(self) -> Lengths:
+    def _look_at(self, operation: Operation, path: str, kind: str) -> None:
+        """Measure the values of an operation too, the first time that one is asked about."""
+        if (path, kind, False) not in self._lengths:
+            within = operation.within.path[len(self._path) + 1 :]
+
+            def record(twin: Module, keep: Callable[[str, str, Any], None]) -> None:
+                see = functools.partial(keep, path)
+                watch_for_good(operation, twin.get_submodule(within), see)
+
+            self._lengths.update(self._measure(record))
+            self._lengths.setdefault((path, kind, False), [])
+
+    def _measure(self, record: Recorder = _record) -> Lengths:
         method = self._call.func
         try:
             if method is not self._module and getattr(method, "__self__", None) is not self._module:
                 raise TypeError("a function cannot be run on a twin")
-            return measure(self._module, self._call, self._total, self._rows)
+            return measure(self._module, self._call, self._total, self._rows, record)
         except Exception as error:
             if self._doubtful:
                 warn(

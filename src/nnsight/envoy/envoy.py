@@ -12,10 +12,12 @@ from torch.nn import Module
 from nnsight import nested
 from nnsight.capture.tracer import Backend
 from nnsight.envoy import aliases, editing, handoff, show
+from nnsight.envoy.arguments import checked_inputs, first_input, with_first_input
 from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
 from nnsight.envoy.layout import is_container
 from nnsight.envoy.observe import See, Targets, observe
+from nnsight.envoy.operations import prepare_from, source_of
 from nnsight.envoy.passage import Passage, Survey
 from nnsight.envoy.tree import Node, Tree, first_parameter
 from nnsight.interleave import errors, request
@@ -44,37 +46,6 @@ def _not_a_module(given: object) -> str:
     )
 
 
-def _first_input(location: Location, inputs: Any) -> Any:
-    """The first positional argument, or the first keyword where there is none."""
-    args, kwargs = inputs
-    if args:
-        return args[0]
-    if kwargs:
-        return next(iter(kwargs.values()))
-    raise ValueError(
-        f"`{location.owner.path}` was called without arguments, so it has no `.input`; `.inputs` "
-        "is `((), {})` there."
-    )
-
-
-def _with_first_input(location: Location, inputs: Any, value: Any) -> Any:
-    _first_input(location, inputs)
-    args, kwargs = inputs
-    if args:
-        return (value, *args[1:]), kwargs
-    return args, {**kwargs, next(iter(kwargs)): value}
-
-
-def _checked_inputs(location: Location, inputs: Any, value: Any) -> Any:
-    pair = isinstance(value, (tuple, list)) and len(value) == 2
-    if not pair or not isinstance(value[0], (tuple, list)) or not isinstance(value[1], Mapping):
-        raise TypeError(
-            f"`{location.owner.path}.inputs` is `(args, kwargs)`, a tuple and a dict, so it cannot "
-            f"be set to {nested.describe(value)}. To replace the first argument, assign `.input`."
-        )
-    return tuple(value[0]), dict(value[1])
-
-
 class Envoy(Node):
     """A module of a wrapped model.
 
@@ -86,6 +57,7 @@ class Envoy(Node):
       `(args, kwargs)`. Reading waits until the model has computed the value and gives the real
       tensors; assigning replaces the value for the rest of the model.
     - `.skip(value)` leaves the module out: `value` is its output.
+    - `.source` has the same for every call and assignment in the module's forward.
     - `envoy(x)` runs the module on a value of your own, beside the model.
 
     A child whose name is one of these words is reached as `E_<name>`.
@@ -102,12 +74,12 @@ class Envoy(Node):
     output = Value(OUTPUT, doc="What the module returns. Read or assign it inside a trace.")
     nns_output = Value(OUTPUT, doc="The same as `output` (an older spelling).")
     inputs = Value(
-        INPUT, pack=_checked_inputs, doc="All arguments of the module, as `(args, kwargs)`."
+        INPUT, pack=checked_inputs, doc="All arguments of the module, as `(args, kwargs)`."
     )
     input = Value(
         INPUT,
-        view=_first_input,
-        pack=_with_first_input,
+        view=first_input,
+        pack=with_first_input,
         doc="The first argument of the module: positional, else the first keyword.",
     )
 
@@ -201,6 +173,7 @@ class Envoy(Node):
             return run_function(Trace(self, Inputs(args[:-1], kwargs)), args[-1])
         return run_function(Trace(self, Inputs(args, kwargs)), fn)
 
+    source = property(source_of)
     edit = editing.edit
     edits = property(editing.edits, doc="The edits in force in this module: a list to change.")
     clear_edits = editing.clear_edits
@@ -341,6 +314,8 @@ class Envoy(Node):
             element = f"{self._path}[{inside}]" if inside.isdigit() else f"{self._path}.{inside}"
             example = f"{element}.{kind}"
             raise errors.container(Location(self, kind), type(module).__name__, example)
+        if run.sources:
+            prepare_from(self, run)
         handoff.watch(Location(self, kind), self._module, self._tree.above(self._module), run)
 
     def _layout(self) -> Layout:

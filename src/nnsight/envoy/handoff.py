@@ -17,7 +17,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from torch.nn import Module
 
@@ -81,35 +81,65 @@ def _watch_input(module: Module, location: Location, run: Interleaver) -> None:
     _pre_hook(module, hook, run)
 
 
-class _Gate:
-    """A `forward` that asks the runs of its module first whether to run at all."""
+class Around(Protocol):
+    """What calls a `forward` for a run: with its operations probed."""
 
-    def __init__(self, module: Module) -> None:
-        self.module = module
-        self.runs: list[tuple[Interleaver, Location]] = []
-        self.displaced = module.__dict__.get("forward")
-        self.original = module.forward
+    def through(self, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def passed_over(self) -> None:
+        """Blocks skip this call."""
+        ...
+
+
+class _Pass:
+    """What one run asks of a gate."""
+
+    def __init__(self, run: Interleaver) -> None:
+        self.run = run
+        self.skip: Location | None = None  # where blocks are asked whether to run at all
+        self.around: Around | None = None
+
+
+class _Gate:
+    """A `forward` that stands on a module while runs ask for more than its input and output.
+
+    Args:
+        name: of the attribute; `forward`, but for a module whose own one is kept elsewhere.
+    """
+
+    def __init__(self, module: Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.passes: list[_Pass] = []
+        self.displaced = module.__dict__.get(name)
+        self.original = getattr(module, name)
         functools.update_wrapper(self, self.original)  # the signature, for who looks at it
-        module.__dict__["forward"] = self
+        module.__dict__[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for run, location in self.runs:
-            if run.holds():
-                call = functools.partial(self.original, *args, **kwargs)
-                skips = run.gate(location, (args, kwargs))
-                return self._skip(run, location, skips, call) if skips else call()
+        for one in self.passes:
+            if one.run.holds():
+                return self._pass(one, args, kwargs)
         return self.original(*args, **kwargs)
+
+    def _pass(self, one: _Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        skips = one.run.gate(one.skip, (args, kwargs)) if one.skip is not None else None
+        if one.around is not None:  # asked for no earlier than at the gate, perhaps
+            call = functools.partial(one.around.through, self.original, args, kwargs)
+        else:
+            call = functools.partial(self.original, *args, **kwargs)
+        return self._skip(one, skips, call) if skips else call()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy made during a run stands the copy's own forward."""
-        twin, own = memo.get(id(self.module)), getattr(type(self.module), "forward", None)
+        twin, own = memo.get(id(self.module)), getattr(type(self.module), self.name, None)
         if self.displaced is None and twin is not None and own is not None:
             return own.__get__(twin)
         return copy.deepcopy(self.displaced or self.original, memo)
 
-    def _skip(self, run: Interleaver, location: Location, skips: Any, call: Any) -> Any:
+    def _skip(self, one: _Pass, skips: Any, call: Any) -> Any:
         """What the module gives when blocks skip it."""
-        ran = False
+        run, location, ran = one.run, one.skip, False
+        assert location is not None
 
         def observed() -> Any:
             nonlocal ran
@@ -118,40 +148,83 @@ class _Gate:
 
         run.written.append(location)
         result = outcome(run.batch, location, skips, observed)
+        if not ran and one.around is not None:
+            one.around.passed_over()
         if not ran and isinstance(run.passage, Passage):
             run.passage.skipped.add(self.module)
             run.typical = False
         return result
 
     def leave(self, run: Interleaver) -> None:
-        self.runs = [entry for entry in self.runs if entry[0] is not run]
-        if not self.runs and _gates.pop(id(self.module), None) is self:
+        self.passes = [one for one in self.passes if one.run is not run]
+        if not self.passes and _gates.pop((id(self.module), self.name), None) is self:
             if self.displaced is None:
-                del self.module.__dict__["forward"]
+                del self.module.__dict__[self.name]
             else:
-                self.module.__dict__["forward"] = self.displaced
+                self.module.__dict__[self.name] = self.displaced
 
 
-_gates: dict[int, _Gate] = {}  # by module, while a run needs one
+_gates: dict[tuple[int, str], _Gate] = {}  # by module and attribute, while a run needs one
 _gates_lock = threading.Lock()
 
 
-def _watch_gate(module: Module, location: Location, run: Interleaver) -> None:
+def _gate(module: Module, run: Interleaver, name: str = "forward") -> _Pass:
+    """What `run` asks of the gate on a module, put there if it is not."""
+    key = (id(module), name)
+
     def undo() -> None:
         with _gates_lock:
-            gate = _gates.get(id(module))
+            gate = _gates.get(key)
             if gate is not None:
                 gate.leave(run)
 
+    with _gates_lock:
+        gate = _gates.get(key)
+        known = next((one for one in gate.passes if one.run is run), None) if gate else None
+        if known is not None:
+            return known
     run.at_close(undo)
     with _gates_lock:
-        gate = _gates.get(id(module))
+        gate = _gates.get(key)
         if gate is None:
-            gate = _gates[id(module)] = _Gate(module)
-        gate.runs = [*gate.runs, (run, location)]
+            gate = _gates[key] = _Gate(module, name)
+        one = _Pass(run)
+        gate.passes = [*gate.passes, one]
+        return one
+
+
+def _watch_gate(module: Module, location: Location, run: Interleaver) -> None:
+    _gate(module, run).skip = location
+
+
+def around(module: Module, run: Interleaver, name: str, make: Callable[[], Around]) -> Any:
+    """What calls a module's forward for `run`; made and put there by the first who asks.
+
+    Args:
+        name: of the attribute that the forward is kept in.
+    """
+    one = _gate(module, run, name)
+    if one.around is None:
+        one.around = make()
+    return one.around
+
+
+def own_forward(module: Module, name: str = "forward") -> Any:
+    """A module's forward, as it is outside a run."""
+    with _gates_lock:
+        gate = _gates.get((id(module), name))
+    return getattr(module, name) if gate is None else gate.original
 
 
 # --- what an envoy asks for -----------------------------------------------------------------------
+
+
+def touch(modules: Iterable[Module], run: Interleaver) -> None:
+    """See that PyTorch looks at the hooks of modules that may be running when asked for more."""
+    for module in modules:
+        if id(module) not in run.touched:
+            run.touched.add(id(module))
+            _hook(module, _no_effect, run)
 
 
 def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:
@@ -159,11 +232,7 @@ def watch(location: Location, module: Module, parents: Iterable[Module], run: In
     run.offered.add((id(module), location.kind))
     if run.last is None and isinstance(run.passage, Passage):
         run.passage.early.add(location)
-    running = [*parents, module] if location.kind == SKIP else parents
-    for touched in running:
-        if id(touched) not in run.touched:
-            run.touched.add(id(touched))
-            _hook(touched, _no_effect, run)
+    touch([*parents, module] if location.kind == SKIP else parents, run)
     if location.kind == OUTPUT:
         _watch_output(module, location, run)
     elif location.kind == INPUT:

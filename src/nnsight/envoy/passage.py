@@ -81,7 +81,8 @@ def module_of(location: Location) -> Module | None:
 
 def runs(module: Module) -> bool:
     """Whether `module` can be called itself: a list of modules cannot."""
-    return type(module).forward is not Module.forward or "forward" in vars(module)
+    own = getattr(type(module), "forward", None)  # a scripted module's class has none
+    return own is not Module.forward or "forward" in vars(module)
 
 
 class Passage:
@@ -232,10 +233,16 @@ class Passage:
             self.doubtful = True  # twice, or after it was taken for passed
 
     def story(self, location: Location) -> str:
-        """`"passed"` if the run has been there, `"never"` if it is not called, else `""`."""
+        """What the run did there.
+
+        `"passed"` if it has been there, `"never"` if the module was not called, `"unreached"` if it
+        was, but an operation in it was not run; else `""`.
+        """
         module = module_of(location)
         if module is None:
-            return "passed"
+            around = vars(location.owner).get("within")  # of an operation: its module
+            inside = "passed" if around is None else self.story(Location(around, INPUT))
+            return "unreached" if inside == "passed" and around is not None else inside
         if self.everything:
             return "passed" if module in self.started else "never"
         assert self.survey is not None

@@ -117,6 +117,15 @@ def never(what: object) -> NeverCalledError:
     )
 
 
+def unreached(what: object, last: object | None) -> OutOfOrderError:
+    where = f" The last value it met was `{last}`." if last is not None else ""
+    return OutOfOrderError(
+        f"Execution complete but `{what}` was not provided: its module ran, but the operation was "
+        "on a branch that was not taken, or the model already ran past it when it was requested."
+        f"{where} Read operations in the order in which they run; `print(...source)` shows them."
+    )
+
+
 def container(what: object, kind: str, element: str) -> NeverCalledError:
     return NeverCalledError(
         f"`{what}` is not there to be had: a {kind} without a `forward` only holds modules and is "

@@ -77,6 +77,7 @@ class Interleaver:
         self.tree = tree
         self.result = result  # where the value that the call returns is offered
         self.workers = workers
+        self.sources = any(worker.sources for worker in workers)  # asks for operations, perhaps
         self.batch = batch
         # places between the steps of a run, which keep their last value: its visit, and it
         self.between: dict[Location, tuple[int, Any]] = {}
@@ -124,6 +125,14 @@ class Interleaver:
     def gate(self, location: Location, inputs: Any) -> dict[Rows | None, Any]:
         """The run is about to run a module: what blocks want as its output instead."""
         return self._visit_at(location, inputs).skips
+
+    def refuse(self, location: Location, error: BaseException) -> None:
+        """Raise `error` in every worker that waits for `location`: it cannot be had."""
+        for worker in self.workers:
+            if worker.request is not None and worker.request.location == location:
+                self._turn(worker, partial(worker.refuse, error))
+        if self.stopping:
+            raise errors.Stop
 
     def _visit_at(self, location: Location, value: Any) -> _Visit:
         passed = number = self.visits.get(location, 0)
@@ -325,6 +334,8 @@ class Interleaver:
         story = self.passage.story(location) if self.passage is not None else ""
         if story == "passed":
             return errors.passed(location, self.last)
+        if story == "unreached":
+            return errors.unreached(location, self.last)
         return errors.never(location) if story == "never" else errors.missed(location, self.last)
 
     def cancel(self) -> list[Worker]:

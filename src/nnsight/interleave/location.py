@@ -50,7 +50,7 @@ class Passage(Protocol):
         ...
 
     def story(self, location: Location) -> str:
-        """How the run met this place: `"passed"`, `"never"`, or `""` if unknown."""
+        """How the run met this place: `"passed"`, `"never"`, `"unreached"`, or `""` if unknown."""
         ...
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from nnsight.capture.mentions import mentions
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Rows
 from nnsight.interleave.location import Location
@@ -60,6 +61,7 @@ class Worker:
         self.rows = rows
         self.where = where
         self.state = state
+        self.sources = mentions(body, "source")  # it may ask for operations inside modules
         self.begun = False
         self.request: Request | None = None  # what it is parked for
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
