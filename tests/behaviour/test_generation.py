@@ -17,7 +17,7 @@ from nnsight import LanguageModel, MissedProviderError, NeverCalledError, OutOfO
 
 PROMPT = "The Eiffel Tower is in"
 PROMPTS = [PROMPT, "Hello", "The cat sat on the mat"]
-GREEDY: dict[str, Any] = {"do_sample": False}
+GREEDY: dict[str, Any] = {"do_sample": False, "suppress_tokens": [0]}  # which would end the text
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_sampling_is_not_disturbed(run, model, seed):
     with model.generate(PROMPTS[:2], **settings) as tracer:
         count = 0
         for _ in tracer.iter[:]:
-            model.transformer.h[0].output
+            model.transformer.h[0].mlp.output
             count += 1
         ids = tracer.result.save()
         count.save()
@@ -170,7 +170,7 @@ def test_sampling_is_not_disturbed(run, model, seed):
         for prompt in PROMPTS[:2]:
             with tracer.invoke(prompt):
                 for _ in tracer.iter[:]:
-                    model.transformer.h[0].output
+                    model.transformer.h[0].mlp.output
                 halves.append(tracer.result)
     assert torch.equal(torch.cat(halves), expected)
 
@@ -180,7 +180,7 @@ def test_sampling_is_not_disturbed(run, model, seed):
 MANY = {
     "beams": {"num_beams": 3, **GREEDY},
     "several beams": {"num_beams": 3, "num_return_sequences": 2, **GREEDY},
-    "samples": {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
+    "samples": {"num_return_sequences": 2, "do_sample": True, "top_k": 1, "suppress_tokens": [0]},
 }
 
 
@@ -206,14 +206,14 @@ def test_each_prompt_has_its_own_beams(run, model, kind, count):
             with tracer.invoke(prompt):
                 states, logits = [], []
                 for _ in tracer.iter[:]:
-                    states.append(model.transformer.h[1].output)
+                    states.append(model.transformer.h[1].mlp.output)
                     logits.append(model.lm_head.output)
                 found[prompt] = states, logits, model.generator.output
     for prompt, (states, logits, ids) in found.items():
         with model.generate(prompt, **settings) as tracer:
             own_states, own_logits = [].save(), [].save()
             for _ in tracer.iter[:]:
-                own_states.append(model.transformer.h[1].output)
+                own_states.append(model.transformer.h[1].mlp.output)
                 own_logits.append(model.lm_head.output)
             own_ids = tracer.result.save()
         assert torch.equal(ids[:, -4:], own_ids[:, -4:])
@@ -229,13 +229,15 @@ def test_an_edit_of_one_prompts_beams_leaves_the_others_alone(model):
     with model.generate(**settings) as tracer:
         with tracer.invoke(PROMPTS[0]):
             for step in tracer.iter[:]:
-                model.transformer.h[0].output = torch.zeros_like(model.transformer.h[0].output)
+                model.transformer.h[0].mlp.output = torch.zeros_like(
+                    model.transformer.h[0].mlp.output
+                )
             found.append(tracer.result)
         with tracer.invoke(PROMPTS[2]):
             found.append(tracer.result)
     with model.generate(PROMPTS[0], **settings) as tracer:
         for step in tracer.iter[:]:
-            model.transformer.h[0].output[:] = 0
+            model.transformer.h[0].mlp.output[:] = 0
         zeroed = tracer.result.save()
     plain = bare(model, PROMPTS[2], **settings)
     assert torch.equal(found[0][:, -3:], zeroed[:, -3:])
@@ -250,8 +252,8 @@ def test_the_first_step_reads_the_prompt_and_the_others_a_token(run, model):
     with model.generate(PROMPT, max_new_tokens=4, **GREEDY) as tracer:
         widths, ids = [].save(), [].save()
         for _ in tracer.iter[:]:
-            ids.append(model.transformer.wte.input)
-            widths.append(model.transformer.h[1].output.shape[1])
+            ids.append(model.transformer.input)
+            widths.append(model.transformer.h[1].mlp.output.shape[1])
         result = tracer.result.save()
     assert widths == [length, 1, 1, 1]
     assert torch.equal(torch.cat(ids, 1), result[:, :-1])
@@ -310,16 +312,16 @@ def test_an_edit_of_one_step(run, model, at):
 
 def test_a_skip_in_some_steps_moves_no_other_step(run, model):
     """What is inside a skipped module does not run at that step: the later ones stay in place."""
-    block = model.transformer.h[1]
+    block = model.transformer.h[1].mlp
     with model.generate(PROMPT, max_new_tokens=5, **GREEDY) as tracer:
         inside = {}.save()
         for step in tracer.iter[:]:
             if step == 2:
                 block.skip(block.input)
             else:
-                inside[step] = block.mlp.output
+                inside[step] = block.c_fc.output
     seen: list[Any] = []
-    module = model._module.transformer.h[1]
+    module = model._module.transformer.h[1].mlp
     original, count = module.forward, -1
 
     def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -328,7 +330,7 @@ def test_a_skip_in_some_steps_moves_no_other_step(run, model):
         return hidden if count == 2 else original(hidden, *args, **kwargs)
 
     module.forward = forward
-    handle = module.mlp.register_forward_hook(lambda m, a, out: seen.append(out))
+    handle = module.c_fc.register_forward_hook(lambda m, a, out: seen.append(out))
     bare(model, PROMPT, max_new_tokens=5, **GREEDY)
     handle.remove()
     del module.forward
@@ -344,12 +346,13 @@ def test_per_step_reads_in_a_batch_are_those_of_each_prompt_alone(run, model):
         for prompt in PROMPTS:
             with tracer.invoke(prompt):
                 found[prompt] = [
-                    (model.transformer.h[0].output, model.lm_head.output) for _ in tracer.iter[:]
+                    (model.transformer.h[0].mlp.output, model.lm_head.output)
+                    for _ in tracer.iter[:]
                 ]
     for prompt in PROMPTS:
         with model.generate(prompt, **settings) as tracer:
             alone = [
-                (model.transformer.h[0].output, model.lm_head.output) for _ in tracer.iter[:]
+                (model.transformer.h[0].mlp.output, model.lm_head.output) for _ in tracer.iter[:]
             ].save()
         for (state, logits), (own_state, own_logits) in zip(found[prompt], alone, strict=True):
             assert torch.allclose(logits, own_logits, atol=1e-4)
@@ -359,29 +362,29 @@ def test_per_step_reads_in_a_batch_are_those_of_each_prompt_alone(run, model):
 def test_a_late_first_read(run, model):
     with model.generate(PROMPT, max_new_tokens=6, **GREEDY) as tracer:
         for _ in tracer.iter[4]:
-            late = model.transformer.h[1].output.save()
+            late = model.transformer.h[1].mlp.output.save()
     with model.generate(PROMPT, max_new_tokens=6, **GREEDY) as tracer:
-        every = [model.transformer.h[1].output for _ in tracer.iter[:]].save()
+        every = [model.transformer.h[1].mlp.output for _ in tracer.iter[:]].save()
     assert torch.equal(late, every[4])
 
 
 def test_plain_reads_are_of_the_first_step(run, model):
     with model.generate(PROMPT, max_new_tokens=3, **GREEDY):
-        hidden = model.transformer.h[0].output.save()
+        hidden = model.transformer.h[0].mlp.output.save()
         logits = model.lm_head.output.save()
     with model.trace(PROMPT):
-        own = model.transformer.h[0].output.save()
+        own = model.transformer.h[0].mlp.output.save()
     assert torch.equal(hidden, own) and logits.shape[1] == 1
 
 
 def test_next_reads_on(run, model):
     with model.generate(PROMPT, max_new_tokens=3, **GREEDY) as tracer:
-        first = model.transformer.h[-1].output.save()
-        second = model.transformer.h[-1].next().output.save()
-        third = model.transformer.h[-1].next().output.save()
+        first = model.transformer.h[-1].mlp.output.save()
+        second = model.transformer.h[-1].mlp.next().output.save()
+        third = model.transformer.h[-1].mlp.next().output.save()
         ids = model.generator.output.save()
     with model.generate(PROMPT, max_new_tokens=3, **GREEDY) as tracer:
-        every = [model.transformer.h[-1].output for _ in tracer.iter[:]].save()
+        every = [model.transformer.h[-1].mlp.output for _ in tracer.iter[:]].save()
     for one, other in zip((first, second, third), every, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(ids, bare(model, PROMPT, max_new_tokens=3, **GREEDY))
@@ -425,12 +428,12 @@ def test_the_result_of_each_invoke(model):
 
 
 def test_a_result_that_is_more_than_ids(model):
-    settings = {"return_dict_in_generate": True, "output_scores": True, **GREEDY}
+    settings = {"return_dict_in_generate": True, "output_logits": True, **GREEDY}
     with model.generate(PROMPT, max_new_tokens=3, **settings) as tracer:
         logits = [model.lm_head.output[:, -1] for _ in tracer.iter[:]].save()
         result = tracer.result.save()
-    assert len(result.scores) == 3
-    for score, own in zip(result.scores, logits, strict=True):
+    assert len(result.logits) == 3
+    for score, own in zip(result.logits, logits, strict=True):
         assert torch.equal(score, own)
     assert torch.equal(result.sequences, bare(model, PROMPT, max_new_tokens=3, **GREEDY))
 
@@ -447,7 +450,7 @@ def test_the_streamer_beside_other_values_gives_the_token_that_the_step_reads(ru
         with tracer.invoke(PROMPT):
             tokens, read = [].save(), [].save()
             for _ in tracer.iter[:]:
-                read.append(model.transformer.wte.input[:, -1])
+                read.append(model.transformer.input[:, -1])
                 tokens.append(model.generator.streamer.output)
         with tracer.invoke("Hello"):
             model.lm_head.output
@@ -527,7 +530,7 @@ def test_settings_on_the_trace_and_on_invokes(model):
             first = tracer.result.save()
         with tracer.invoke("Hello"):
             second = tracer.result.save()
-        with tracer.invoke(do_sample=False):
+        with tracer.invoke(**GREEDY):
             pass
     assert torch.equal(
         torch.cat([first, second]), bare(model, PROMPTS[:2], max_new_tokens=2, **GREEDY)
@@ -554,11 +557,13 @@ def test_weights_that_are_not_there_yet(gpt2_folder):
 
 
 def test_out_of_order_inside_a_step(run, model):
-    with pytest.raises(OutOfOrderError, match=r"`model\.transformer\.h\.0\.output` of step 2 was"):
+    with pytest.raises(
+        OutOfOrderError, match=r"`model\.transformer\.h\.0\.mlp\.output` of step 2 was"
+    ):
         with model.generate(PROMPT, max_new_tokens=5, **GREEDY) as tracer:
             for _ in tracer.iter[2:]:
-                model.transformer.h[1].output
-                model.transformer.h[0].output
+                model.transformer.h[1].mlp.output
+                model.transformer.h[0].mlp.output
 
 
 def test_a_module_that_never_runs(run, model):
@@ -607,7 +612,7 @@ def test_nothing_is_kept_with_the_collector_off(tmp_path):
                     states = []
                     for _ in tracer.iter[:]:
                         model.generator.streamer.output
-                        states.append(model.transformer.h[0].output)
+                        states.append(model.transformer.h[0].mlp.output)
                     alive.append(weakref.ref(states[-1]))
                     model.generator.output
                 with tracer.invoke("Hello"):

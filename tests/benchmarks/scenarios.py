@@ -365,6 +365,31 @@ def barrier() -> Case:
     return Case(library, raw)
 
 
+def generation() -> Case:
+    """Twenty tokens, and one layer's output at each step."""
+    module = gpt2()
+    model = nnsight.LanguageModel(module)
+    settings: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
+    masked = {"attention_mask": torch.ones_like(TOKENS), "pad_token_id": 0}
+    layer = module.transformer.h[5].mlp
+
+    def library() -> Any:
+        with model.generate(TOKENS, **settings, **masked) as tracer:
+            seen = [].save()
+            for _ in tracer.iter[:]:
+                seen.append(model.transformer.h[5].mlp.output)
+        return seen
+
+    def raw() -> Any:
+        seen: list[Any] = []
+        handle = layer.register_forward_hook(lambda m, args, output: seen.append(output))
+        module.generate(TOKENS, **settings, **masked)
+        handle.remove()
+        return seen
+
+    return Case(library, raw)
+
+
 # --- around traces --------------------------------------------------------------------------------
 
 
@@ -441,6 +466,7 @@ SCENARIOS = [
     Scenario("one edit", 200, one_edit),
     Scenario("a patching sweep, per run", 250, patching_sweep),
     Scenario("cache of every module", 500, cache_of_everything),
+    Scenario("20 steps of generation, a read each", 2_500, generation),
     Scenario("first run of a new line", 600, lambda: new_line(0)),
     Scenario("the same in 5,000 lines", 700, lambda: new_line(2_500)),
     Scenario("2 invokes, a read each", 700, lambda: invokes(2)),

@@ -113,6 +113,7 @@ class Passage:
         self._marks: dict[Module, Location] = {}  # the input of modules, where a step may begin
         self._running: list[Module] = []
         self._uneven: set[Module] = set()  # modules that did not run once in each step
+        self._often: set[Module] = set()  # and those that ran more than once in one
 
     def before(self, location: Location) -> int:
         """How often the run came by `location` before anyone asked for it."""
@@ -161,13 +162,17 @@ class Passage:
         """Which step the run is at: how often it has called the model, from 0."""
         return max(self.started.get(self.clock, 0) - 1, 0) if self.clock is not None else 0
 
+    def runs_often(self, location: Location) -> bool:
+        """Whether a step comes by `location` more than once, as far as this run has seen."""
+        return module_of(location) in self._often
+
     def marks(self, asked: Collection[Location]) -> Collection[Location]:
         """The places where a further step begins, for a loop that has `asked` for these.
 
         Where the model is called step by step, each call is a step. Of modules that run in a
         rhythm of their own, those count that the loop has asked for, and what is above them.
         """
-        outside = [a for a in asked if getattr(a.owner, "between_steps", False)]
+        outside = [a for a in asked if getattr(type(a.owner), "between_steps", False)]
         if asked and len(outside) == len(asked):
             return outside
         modules = {m: None for a in asked if (m := module_of(a)) is not None}
@@ -202,6 +207,8 @@ class Passage:
             self._now = 0
         elif self.started[module] != self.started[clock]:
             self._uneven.add(module)
+            if self.started[module] > self.started[clock]:
+                self._often.add(module)
         return found
 
     def _makes_steps(self, module: Module) -> bool:

@@ -75,7 +75,11 @@ def other_tree(what: object, running: object) -> OutsideTraceError:
 
 
 def passed(
-    what: object, at: object | None, waited: str = "", step: int | None = None
+    what: object,
+    at: object | None,
+    waited: str = "",
+    step: int | None = None,
+    often: bool = False,
 ) -> OutOfOrderError:
     where = f" (it is at `{at}` now)" if at is not None else ""
     when = "" if step is None else f" of step {step}"
@@ -84,6 +88,11 @@ def passed(
         return OutOfOrderError(
             f"{text} This block had waited for {waited}, and meanwhile the model went on. Read "
             "the value before the line that needs that name."
+        )
+    if often:
+        return OutOfOrderError(
+            f"{text} The model runs it several times in each call, and step {step} is its own run "
+            f"number {step}, whatever call that is in: read it in a loop of its own."
         )
     return OutOfOrderError(
         f"{text} Did you call an Envoy out of order? A block reads values in the order in which "

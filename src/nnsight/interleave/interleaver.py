@@ -283,18 +283,34 @@ class Interleaver:
         self.returned = True
         self.release()
 
-    def reached(self, step: int, asked: Collection[Location]) -> bool:
-        """Whether the run has begun `step`, for a loop that has asked for `asked`."""
-        if step == 0 or self.passage is None:
-            return step == 0
-        return any(self._begun(mark, step) for mark in self.passage.marks(asked))
+    def beginning(self, step: int, asked: Collection[Location]) -> Callable[[], bool]:
+        """What tells whether the run has begun `step` (or is over): for a loop that has `asked`.
 
-    def _begun(self, mark: Location, step: int) -> bool:
-        self.watch(mark)
+        It is called again and again while the loop waits, so it looks at few places.
+        """
+        passage = self.passage
+        if step == 0 or passage is None:
+            return lambda: step == 0 or self.returned
+        clock, marks = None, list[Location]()
+
+        def begun() -> bool:
+            nonlocal clock, marks
+            if self.returned or passage.step() >= step:
+                return True
+            if not marks or clock is not passage.clock:
+                clock, marks = passage.clock, list(passage.marks(asked))
+                for mark in marks:
+                    self.watch(mark)
+            return any(self._comes_by(mark) > step for mark in marks)
+
+        return begun
+
+    def _comes_by(self, location: Location) -> int:
+        """How often the run has come by `location`, with the visit that it is at."""
         visit = self._visit
-        if visit is not None and visit.location == mark and visit.number >= step:
-            return True
-        return self.visits.get(mark, 0) > step
+        if visit is not None and visit.location == location:
+            return visit.number + 1
+        return self.visits.get(location, 0)
 
     def _release(self) -> bool:
         """Let workers go on that waited for another block; whether there was one."""
@@ -431,9 +447,14 @@ class Interleaver:
                 return True, self.batch.narrow(value, worker.rows, location)
             if self.over:
                 raise errors.ended(location)
-            step = request.visit if request.pinned else None
-            raise errors.passed(location, self.last, worker.waited, step)
+            raise self._passed(worker, request, location)
         return False, None
+
+    def _passed(self, worker: Worker, request: Request, location: Location) -> BaseException:
+        if not request.pinned:
+            return errors.passed(location, self.last, worker.waited)
+        often = self.passage is not None and self.passage.runs_often(location)
+        return errors.passed(location, self.last, worker.waited, request.visit, often)
 
     def watch(self, location: Location) -> None:
         """See that the run offers the value at `location` when it comes by."""

@@ -41,8 +41,14 @@ class Passage(Protocol):
         """The run itself comes by `location`, for the n-th time."""
         ...
 
+    clock: Any  # what the run calls once for each step, if there is such a thing
+
     def step(self) -> int:
         """Which step the run is at: how often it has called the model, from 0."""
+        ...
+
+    def runs_often(self, location: Location) -> bool:
+        """Whether a step comes by `location` more than once, as far as this run has seen."""
         ...
 
     def marks(self, asked: Collection[Location]) -> Collection[Location]:

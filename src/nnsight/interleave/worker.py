@@ -29,8 +29,8 @@ class Run(Protocol):
     returned: bool
     result: Location | None
 
-    def reached(self, step: int, asked: Collection[Location]) -> bool:
-        """Whether the run has begun `step`, for a loop that has asked for `asked`."""
+    def beginning(self, step: int, asked: Collection[Location]) -> Callable[[], bool]:
+        """What tells whether the run has begun `step`, for a loop that has asked for `asked`."""
         ...
 
     def expect(self, worker: Any, request: Request) -> tuple[bool, Any]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Mapping
@@ -149,8 +150,8 @@ def _setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
 
 # --- what a generation does to the batch ---------------------------------------------------------
 
-_LAYOUT = ("num_beams", "num_return_sequences", "do_sample", "pad_token_id", "use_cache")
-"""Settings that decide how many rows there are, and what is passed from step to step."""
+_LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time")
+_PLAIN = (bool, int, float, str)
 
 
 def two_steps(call: functools.partial[Any]) -> functools.partial[Any]:
@@ -158,12 +159,15 @@ def two_steps(call: functools.partial[Any]) -> functools.partial[Any]:
 
     The first step reads the prompt and the second one token: later ones are like the second.
     """
-    kwargs = call.keywords
-    config = kwargs.get("generation_config")
-    layout = {n: getattr(config, n) for n in _LAYOUT if getattr(config, n, None) is not None}
-    layout |= {n: kwargs[n] for n in _LAYOUT if n in kwargs}
-    inputs = {n: value for n, value in kwargs.items() if nested.first_tensor(value) is not None}
-    return functools.partial(call.func, **inputs, **layout, max_new_tokens=2, min_new_tokens=2)
+    kept = {
+        name: value
+        for name, value in call.keywords.items()
+        if name not in _LENGTHS
+        and (isinstance(value, _PLAIN) or nested.first_tensor(value) is not None)
+    }
+    if (config := call.keywords.get("generation_config")) is not None:
+        kept["generation_config"] = copy.deepcopy(config)
+    return functools.partial(call.func, **{**kept, "max_new_tokens": 2, "min_new_tokens": 2})
 
 
 def lengths(model: Any, kwargs: Mapping[str, Any]) -> range:

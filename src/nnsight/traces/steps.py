@@ -86,11 +86,8 @@ def _reach(worker: Worker, step: int, pin: Pin) -> bool:
     run = worker.run
     if run is None or run.returned:
         return False
-
-    def ready() -> bool:
-        return run.returned or run.reached(step, pin.asked)
-
-    wait(ready, lambda: errors.InternalError("a loop over steps was left waiting"))
+    begun = run.beginning(step, pin.asked)
+    wait(begun, lambda: errors.InternalError("a loop over steps was left waiting"))
     return not run.returned
 
 
