@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.conftest import hooks_on
 from torch import nn
 
 from nnsight import LanguageModel, NNsight, OutOfOrderError
+from tests.conftest import hooks_on
 
 from .tiny import config_of, model_of
 
@@ -44,7 +44,7 @@ def test_each_step_of_a_decoder(family, turn):
         with model.generate(IDS, **GREEDY):
             pass
     head = module.get_output_embeddings()
-    inner = [m for m in module.modules() if "Norm" in type(m).__name__][0]
+    inner = next(m for m in module.modules() if "Norm" in type(m).__name__)
     layer, logits = model._node_of(inner), model._node_of(head)
     expected = model.generate(IDS, **GREEDY)
     states = seen_by_a_hook(inner, lambda: model.generate(IDS, **GREEDY))
