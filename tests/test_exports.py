@@ -21,7 +21,9 @@ SURFACE = {
     "SourceNotAvailable",
     "Trace",
     "WithBlockNotFoundError",
+    "WrapperModule",
     "__version__",
+    "eproperty",
     "save",
     "session",
 }

@@ -17,6 +17,8 @@ from nnsight.capture.saving import save
 from nnsight.config import CONFIG
 from nnsight.envoy.envoy import Envoy
 from nnsight.envoy.errors import SourceNotAvailable
+from nnsight.envoy.wrapper import WrapperModule
+from nnsight.interleave.eproperty import eproperty
 from nnsight.interleave.errors import (
     BatchError,
     MissedProviderError,
@@ -54,7 +56,9 @@ __all__ = [
     "SourceNotAvailable",
     "Trace",
     "WithBlockNotFoundError",
+    "WrapperModule",
     "__version__",
+    "eproperty",
     "save",
     "session",
 ]

@@ -573,3 +573,19 @@ def test_it_comes_back_without_a_save_and_with_one(model):
 def test_a_function_can_return_it(model):
     cache = model.run(X, lambda tracer, model: tracer.cache(modules="*.mlp"))
     assert len(cache) == 3
+
+
+def test_each_step_of_a_generation_is_a_visit(gpt2):
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with gpt2.generate("Hello World", **settings) as tracer:
+        cache = tracer.cache(modules=["lm_head", "*.mlp"])
+        logits = [].save()
+        for _ in tracer.iter[:]:
+            logits.append(gpt2.lm_head.output.clone())
+        ids = tracer.result.save()
+    assert len(cache.lm_head) == len(logits) == 3
+    for kept, read in zip(cache.lm_head.output, logits, strict=True):
+        assert torch.equal(kept, read)
+    chosen = torch.cat([step[:, -1].argmax(-1) for step in cache.lm_head.output])
+    assert torch.equal(chosen, ids[0, -3:])
+    assert [len(layer.mlp) for layer in cache.transformer.h] == [3] * 12

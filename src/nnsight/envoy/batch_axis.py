@@ -26,6 +26,7 @@ from nnsight import nested
 from nnsight.capture.traceback import warn
 from nnsight.envoy.operations import Operation, watch_for_good
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
+from nnsight.interleave.request import here
 
 # Of every leaf at a module path and a kind, at the first visit or a later one: its first length.
 Lengths = dict[tuple[str, str, bool], list[int]]
@@ -100,6 +101,16 @@ def _keep(lengths: Lengths, path: str, kind: str, value: Any) -> None:
         lengths[path, kind, later] = first
 
 
+@contextmanager
+def _outside_the_run() -> Generator[None]:
+    """What the twin's own code offers (`eproperty.provide`) is not for the blocks of the run."""
+    run, here.run = here.run, None
+    try:
+        yield
+    finally:
+        here.run = run
+
+
 def _record(twin: Module, keep: Callable[[str, str, Any], None]) -> None:
     for path, inner in twin.named_modules(remove_duplicate=False):
         inner.register_forward_pre_hook(
@@ -125,7 +136,7 @@ def measure(
             module.
     """
     lengths: Lengths = {}
-    with _same_randomness(module), torch.no_grad():
+    with _same_randomness(module), _outside_the_run(), torch.no_grad():
         twin = _twin(module)
         record(twin, functools.partial(_keep, lengths))
         args, kwargs = _with_rows((call.args, call.keywords), total, rows)

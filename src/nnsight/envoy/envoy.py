@@ -11,9 +11,10 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.tracer import Backend
-from nnsight.envoy import aliases, editing, handoff, show
+from nnsight.envoy import aliases, classes, editing, handoff, show
 from nnsight.envoy.arguments import checked_inputs, first_input, with_first_input
 from nnsight.envoy.batch_axis import BatchAxis
+from nnsight.envoy.classes import Envoys
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
 from nnsight.envoy.layout import is_container
 from nnsight.envoy.observe import See, Targets, observe
@@ -22,8 +23,9 @@ from nnsight.envoy.passage import Passage, Survey
 from nnsight.envoy.tree import Node, Tree, first_parameter
 from nnsight.interleave import errors, request
 from nnsight.interleave.batching import Batch, combine, count_rows
+from nnsight.interleave.eproperty import described
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.interleave.location import INPUT, OUTPUT, Location
+from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
 from nnsight.traces.layout import Layout
@@ -66,6 +68,8 @@ class Envoy(Node):
         module: the module to wrap.
         path: the name of the root in messages and paths.
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
+        envoys: subclasses of Envoy to stand for modules: one, or by module class or path,
+            `{GPT2Attention: Attention, "h.*.mlp": MLP}`.
     """
 
     _stepwise: frozenset[str] = frozenset()
@@ -83,16 +87,29 @@ class Envoy(Node):
         doc="The first argument of the module: positional, else the first keyword.",
     )
 
+    envoys: Envoys | None = None
+    """What a subclass gives for `envoys=`, where nobody does."""
+
     def __init__(
-        self, module: Module, path: str = "model", *, rename: Rename | None = None
+        self,
+        module: Module,
+        path: str = "model",
+        *,
+        rename: Rename | None = None,
+        envoys: Envoys | None = None,
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(_not_a_module(module))
         table = aliases.resolve(module, rename, frozenset(dir(Envoy))) if rename else {}
-        self._mount(module, path, Tree(module, table), None)
+        tree = Tree(module, table)
+        own = type(self).envoys  # for any model, so not each path is in this one
+        tree.classes = classes.resolve(module, envoys or own, Envoy, strict=envoys is not None)
+        self._mount(module, path, tree, None)
 
     def _make_child(self, module: Module, path: str) -> Node:
-        child = Envoy.__new__(Envoy)
+        known = self._tree.classes
+        kind = Envoy if known is None else known.of(module, path.partition(".")[2])
+        child = kind.__new__(kind)
         child._mount(module, path, self._tree, self)
         return child
 
@@ -308,6 +325,8 @@ class Envoy(Node):
         Raises:
             NeverCalledError: the module is a container without a forward.
         """
+        if kind not in (INPUT, OUTPUT, SKIP):  # the model's own code offers it
+            return
         module = self._module
         if is_container(module):
             inside = next(iter(self._names()), "0")
@@ -412,7 +431,14 @@ class Envoy(Node):
 
     def _shown(self) -> dict[str, Any]:
         relative = self._path.partition(".")[2]
-        return {"aliases": self._tree.aliases, "path": relative, "collisions": _RESERVED}
+        shown = {"aliases": self._tree.aliases, "path": relative, "collisions": _RESERVED}
+        return {**shown, "own": self._own_values}
+
+    def _own_values(self, module: Module, path: str) -> list[str]:
+        """The values that the class of an envoy adds to its module, for printing."""
+        known = self._tree.classes
+        kind = type(self) if module is self._module else known.of(module, path) if known else Envoy
+        return described(kind)
 
     def __repr__(self) -> str:
         return show.text(self._module, **self._shown())

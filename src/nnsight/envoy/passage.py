@@ -75,7 +75,9 @@ def is_compiled(module: Module) -> bool:
 
 
 def module_of(location: Location) -> Module | None:
-    """The module a location belongs to; None for the result of the run."""
+    """The module whose call brings the value at a location; None for a value that is offered."""
+    if location.kind not in (OUTPUT, INPUT, SKIP):
+        return None
     return vars(location.owner).get("_module")
 
 
@@ -247,6 +249,8 @@ class Passage:
         """
         module = module_of(location)
         if module is None:
+            if "_module" in vars(location.owner):  # a value that the model's own code offers
+                return ""
             around = vars(location.owner).get("within")  # of an operation: its module
             inside = "passed" if around is None else self.story(Location(around, INPUT))
             return "unreached" if inside == "passed" and around is not None else inside

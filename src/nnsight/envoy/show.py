@@ -9,7 +9,7 @@ row: `(layers/h)` is the child `h`, also called `layers`; `(output -> .E_output)
 from __future__ import annotations
 
 import html as markup
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,6 +20,7 @@ ESCAPE = "E_"
 """What goes before the name of a child that the Envoy's own API hides."""
 
 Aliases = Mapping[str, Mapping[str, str]]
+Own = Callable[[Module, str], "list[str]"]
 
 
 def text(
@@ -27,6 +28,7 @@ def text(
     aliases: Aliases | None = None,
     path: str = "",
     collisions: Container[str] = frozenset(),
+    own: Own | None = None,
 ) -> str:
     """The tree under `module`, as `repr(module)` with the names that an Envoy adds.
 
@@ -34,8 +36,9 @@ def text(
         aliases: What `aliases.resolve` returned for the whole model.
         path: Where `module` is in the whole model.
         collisions: Child names that an Envoy keeps for itself.
+        own: What the Envoy of a module has of its own, a line each.
     """
-    return _text(_item(module, path, _Names(_by_target(aliases), collisions, counted=False)))
+    return _text(_item(module, path, _Names(_by_target(aliases), collisions, False, own)))
 
 
 def html(
@@ -43,6 +46,7 @@ def html(
     aliases: Aliases | None = None,
     path: str = "",
     collisions: Container[str] = frozenset(),
+    own: Own | None = None,
     title: str = "",
 ) -> str:
     """The tree under `module` as HTML that folds, with the number of parameters of each module.
@@ -50,7 +54,7 @@ def html(
     It brings its style along, takes its colours from the page, and has no scripts and no ids.
     `title` names the module in the first line; the other arguments are those of `text`.
     """
-    item = _item(module, path, _Names(_by_target(aliases), collisions, counted=True))
+    item = _item(module, path, _Names(_by_target(aliases), collisions, True, own))
     head = f"{title}: " if title else ""
     return f'<div style="{_FRAME}">{_html(head, item, opened=True)}</div>'
 
@@ -89,6 +93,7 @@ class _Names:
     by_target: dict[str, dict[str, None]]  # the aliases of each path, wherever they are mounted
     collisions: Container[str]
     counted: bool  # whether to count parameters
+    own: Own | None  # further lines of a module
 
     def of(self, path: str, name: str) -> str:
         """What the child `name` at `path` is called."""
@@ -114,6 +119,8 @@ def _item(module: Module | None, path: str, names: _Names) -> _Item:
     else:
         extra = module.extra_repr()
         lines, rows = extra.split("\n") if extra else [], _rows(module, path, names)
+    if names.own is not None:
+        lines += names.own(module, path)
     return _Item(module._get_name(), tuple(lines), tuple(rows), parameters=count)
 
 

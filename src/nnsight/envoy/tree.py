@@ -32,6 +32,7 @@ class Tree:
         self.memory: dict[str, dict[Any, Any]] = {}  # what was found out of each traced module
         self._lineage: Lineage | None = None
         self._layout: layout.Survey | None = None
+        self.classes: Any = None  # `classes.Classes`: of which class the nodes are
 
     def __repr__(self) -> str:
         return f"the wrapped {type(self.root).__name__}"
@@ -150,12 +151,15 @@ class Node:
         root, _, relative = self._path.partition(".")
         edits = self._view.edits if not relative else []  # which may name what the part lacks
         aliases = _below(self._tree.aliases, relative)
-        return {**kept, "_path": root, "_aliases": aliases, "_edits": edits}
+        classes = self._tree.classes
+        return {**kept, "_path": root, "_aliases": aliases, "_edits": edits, "_classes": classes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         aliases, edits = state.pop("_aliases"), state.pop("_edits")
+        classes = state.pop("_classes")
         self.__dict__.update(state)
         tree = Tree(self._module, aliases)
+        tree.classes = classes
         self._mount(self._module, self._path, tree, None, View(tree, edits))
 
     def _twin(self) -> Any:

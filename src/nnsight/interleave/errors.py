@@ -198,6 +198,13 @@ def none_value(what: object) -> ValueError:
     )
 
 
+def no_postprocess(what: object, name: str) -> AttributeError:
+    return AttributeError(
+        f"cannot assign `{what}`: it is a view of another value, and its class does not say how to "
+        f"make that value again. Write a function under `@{name}.postprocess`."
+    )
+
+
 def transformed(what: object) -> NotImplementedError:
     return NotImplementedError(
         f"`{what}` is computed inside a transform of torch.func (grad, vmap, jvp), which a block "

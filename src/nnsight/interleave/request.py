@@ -56,6 +56,7 @@ class _Here(threading.local):
     """What this thread is running."""
 
     worker: Any = None  # an `Asker`, or None
+    run: Any = None  # the run whose model runs on this thread, or None
     outside_invokes: bool = False  # in the body of a trace, between its invokes
 
 

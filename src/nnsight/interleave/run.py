@@ -17,6 +17,7 @@ from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
+from nnsight.interleave.request import here
 from nnsight.interleave.worker import Worker
 
 hide(os.path.dirname(torch.__file__))
@@ -47,6 +48,7 @@ def run(
         BaseException: what a block or the model raised, after everything is taken off the model.
     """
     interleaver = Interleaver(tree, workers, batch, result)
+    outer, here.run = here.run, interleaver
     try:
         enter(interleaver)
         interleaver.start()
@@ -66,6 +68,7 @@ def run(
         _tell_edits(error, interleaver)
         raise
     finally:
+        here.run = outer
         interleaver.close()
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from nnsight.capture.mentions import mentions
@@ -67,6 +68,7 @@ class Worker:
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
         self.error: BaseException | None = None  # what it ended with
         self.stopped = False  # it called `tracer.stop()`
+        self.unfinished: list[Callable[[], None]] = []  # what to do before it asks or ends
         self.waited = ""  # for which name of another block it last had to wait
         self.ended = False
         self.ident = 0  # of its thread, once it has started
@@ -195,12 +197,23 @@ class Worker:
         assert thread is not None
         try:
             thread.unshield()
-            ambient.run_with(state, body)
+            ambient.run_with(state, partial(self._whole, body))
         finally:
             thread.shielded = True
 
+    def _whole(self, body: Callable[[], Any]) -> None:
+        body()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Do what was put off while the block had a value in hand."""
+        while self.unfinished:
+            self.unfinished.pop(0)()
+
     def ask(self, request: Request) -> Any:
         """Park for `request` and return the answer. Called by the block, with the turn."""
+        if self.unfinished:
+            self._finish()
         if self._given_up is not None:
             self._given_up.rest_for_ever()
         run, thread = self._run, self._thread

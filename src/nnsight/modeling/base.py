@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.nn import Module
 
+from nnsight.envoy.classes import Envoys
 from nnsight.envoy.envoy import Envoy, Rename
 
 
@@ -18,12 +19,18 @@ class NNsight(Envoy):
         module: the module to wrap.
         path: the name of the root in messages and paths.
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
+        envoys: subclasses of Envoy to stand for modules: one, or by module class or path.
     """
 
     def __init__(
-        self, module: Module, path: str = "model", *, rename: Rename | None = None
+        self,
+        module: Module,
+        path: str = "model",
+        *,
+        rename: Rename | None = None,
+        envoys: Envoys | None = None,
     ) -> None:
-        super().__init__(module, path, rename=rename)
+        super().__init__(module, path, rename=rename, envoys=envoys)
 
     @property
     def _model(self) -> Module:

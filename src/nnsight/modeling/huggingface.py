@@ -27,6 +27,7 @@ class HuggingFaceModel(NNsight):
         revision: of a hub id: a branch, a tag or a commit.
         dispatch: read the weights now.
         rename: other names for modules, e.g. `{"transformer.h": "layers"}`.
+        envoys: subclasses of Envoy to stand for modules: one, or by module class or path.
         path: the name of the root in messages and paths.
         meta_buffers: whether buffers are on the meta device too until the weights come.
         model_key: an older name of `repo_id`.
@@ -51,6 +52,7 @@ class HuggingFaceModel(NNsight):
         revision: str | None = None,
         dispatch: bool = False,
         rename: Any = None,
+        envoys: Any = None,
         path: str = "model",
         meta_buffers: bool = True,
         model_key: str | Path | None = None,
@@ -62,7 +64,7 @@ class HuggingFaceModel(NNsight):
         self._loader = loader(source, automodel, config, revision, meta_buffers, **options)
         module = self._loader.weights() if dispatch else self._loader.skeleton()
         self._dispatched = not is_meta(module)
-        super().__init__(module, path, rename=rename)
+        super().__init__(module, path, rename=rename, envoys=envoys)
 
     @property
     def config(self) -> Any:
