@@ -144,7 +144,8 @@ def _with(function: Function, most: int) -> Function:
 
 
 def _alone(function: Function) -> Function:
-    return lambda owner, view, raw: function(view)
+    """`function`, which takes the second of three arguments alone."""
+    return lambda *arguments: function(arguments[1])
 
 
 def _put_back_later(location: Location, again: Callable[[], Any]) -> None:
