@@ -356,3 +356,22 @@ def test_errors_in_one_invoke(model, inputs):
             with tracer.invoke(inputs[1]):
                 model.output
     assert not hooks_on(model._module)
+
+
+def test_rows_of_a_view_that_are_changed_in_place_do_not_crash_torch():
+    """PyTorch's `register_hook` crashed on a view whose base had been changed since."""
+
+    class Folds(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.flatten(0, 1) * 2).view(x.shape)
+
+    model = NNsight(nn.Sequential(nn.Linear(4, 4), Folds(), nn.Linear(4, 2)))
+    x = torch.ones(1, 3, 4)
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            model[1].output[:, -1] = 0
+            one = model.output.save()
+        with tracer.invoke(x):
+            two = model.output.save()
+    assert torch.equal(one[:, :2], two[:, :2])
+    assert torch.equal(one[0, -1], model[2].bias)

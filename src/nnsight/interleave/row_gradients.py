@@ -24,6 +24,7 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ign
 
 def hook_on(tensor: Any, hook: Callable[[Any], Any]) -> Any:
     """Call `hook` with the gradient of `tensor`; the handle that takes it off again."""
+    _ = tensor.grad_fn  # of a view whose base was changed in place it is old, and torch crashes
     return tensor.register_hook(hook)  # torch gives it no types
 
 
