@@ -13,10 +13,12 @@ from typing import Any
 
 from nnsight.capture.block import Block
 from nnsight.capture.errors import illegal_in_kept
+from nnsight.capture.names import set_first
 from nnsight.capture.rewrite import SAVE
 from nnsight.capture.scope import Scope
 
 _LIVE = {"eval", "exec", "globals"}  # what sees the module's own variables, and not only by name
+_LOOKING = {*_LIVE, "dir", "locals", "vars"}
 _OF_A_MODULE = ("__builtins__", "__name__", "__package__", "__spec__", "__file__")
 
 
@@ -32,6 +34,19 @@ class Kept:
     def saves(self) -> bool:
         """Whether the block saves something."""
         return SAVE in self.block.code.co_freevars
+
+    def used(self) -> dict[str, Any]:
+        """Every name that the block looks up outside of itself, with its value."""
+        return {**self._later(self.values), **self.values}
+
+    def _later(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Names of the module that were not there yet when the block was written."""
+        bound = self.block.bound
+        return {
+            name: self.module[name]
+            for name in self.block.names.mentioned
+            if name in self.module and name not in names and name not in bound
+        }
 
     def function(
         self, tracer: Any, save: Callable[[Any], Any], see: Callable[[str, Any], Any]
@@ -51,12 +66,10 @@ class Kept:
         return Scope.of(self.block, self._globals(names), cells).function(tracer, save)
 
     def _globals(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        mentioned = self.block.names.mentioned
-        if mentioned & _LIVE or self.block.names.declared_global:
+        if self.block.names.mentioned & _LIVE or self.block.names.declared_global:
             return self.module
-        later = {n: self.module[n] for n in mentioned if n in self.module and n not in names}
         own = {name: self.module[name] for name in _OF_A_MODULE if name in self.module}
-        return {**own, **later, **names}
+        return {**own, **self._later(names), **names}
 
 
 def keep(scope: Scope, stand_in: Callable[[Any], Any]) -> Kept:
@@ -76,5 +89,10 @@ def keep(scope: Scope, stand_in: Callable[[Any], Any]) -> Kept:
     mentioned = block.names.mentioned | scope.cells.keys()
     held = {name: scope.get(name, missing) for name in scope.cells}
     values = {name: held.get(name, scope.globals.get(name, missing)) for name in mentioned}
-    values = {name: stand_in(v) for name, v in values.items() if v is not missing}
+    unneeded = set[str]() if mentioned & _LOOKING else set_first(block.body)
+    values = {
+        name: stand_in(value)
+        for name, value in values.items()
+        if value is not missing and name not in unneeded
+    }
     return Kept(block, values, scope.globals)

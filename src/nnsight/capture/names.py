@@ -160,6 +160,17 @@ def names_of(body: Iterable[ast.AST]) -> Names:
     return names
 
 
+def set_first(body: Iterable[ast.stmt]) -> set[str]:
+    """Names that `body` surely gives a value before anything in it can look at the old one."""
+    found, seen = set[str](), set[str]()
+    for statement in body:
+        used = _loads(statement)
+        if isinstance(statement, (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef)):
+            found |= names_of([statement]).fresh - used - seen
+        seen |= used | names_of([statement]).bound
+    return found
+
+
 def mangled(name: str, cls: str | None) -> str:
     """`name` as Python spells it inside class `cls`: `__x` is `_Cls__x`."""
     owner = (cls or "").lstrip("_")

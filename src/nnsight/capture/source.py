@@ -244,6 +244,18 @@ def _nearest(lines: list[str], lineno: int, flags: int) -> ast.With | None:
     return None if tree is None else _headed([tree], lineno)
 
 
+def read_again(site: Site, flags: int) -> ast.With:
+    """The `with` of a site as it was written: that of the site itself is changed by compiling it.
+
+    Raises:
+        WithBlockNotFoundError: its text no longer parses.
+    """
+    node = _nearest(site.lines, site.node.lineno, flags)
+    if node is None:
+        raise errors.source_changed(site.filename, site.node.lineno)
+    return node
+
+
 def _position(node: ast.expr | ast.stmt) -> tuple[int | None, ...]:
     return node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
 

@@ -175,6 +175,11 @@ class Envoy(Node):
     def _whole(self) -> Module:
         return self._tree.root
 
+    @property
+    def _known_as(self) -> str | None:
+        """What edits of this model are called where they are kept, if it has a name of its own."""
+        return None
+
     def run(self, *args: Any, fn: Callable[[Any, Any], Any] | None = None, **kwargs: Any) -> Any:
         """`model.run(x, fn)`: run the module with the function `fn(tracer, model)` beside it.
 
@@ -194,6 +199,8 @@ class Envoy(Node):
     edit = editing.edit
     edits = property(editing.edits, doc="The edits in force in this module: a list to change.")
     clear_edits = editing.clear_edits
+    export_edits = editing.export_edits
+    import_edits = editing.import_edits
     session = editing.session
     _edits = editing.stored
     _holds = editing.holds

@@ -32,6 +32,8 @@ class HuggingFaceModel(NNsight):
         meta_buffers: whether buffers are on the meta device too until the weights come.
         model_key: an older name of `repo_id`.
         config_model: an older name of `config`.
+        import_edits: put the edits in force that were exported under the model's name, or under
+            this one.
         **options: passed to `from_pretrained`: `device_map`, `dtype` (or `torch_dtype`),
             `attn_implementation`, `quantization_config`, `trust_remote_code`, `token`, ...
 
@@ -57,6 +59,7 @@ class HuggingFaceModel(NNsight):
         meta_buffers: bool = True,
         model_key: str | Path | None = None,
         config_model: Any = None,
+        import_edits: bool | str = False,
         **options: Any,
     ) -> None:
         source = model_key if repo_id is None else repo_id
@@ -65,6 +68,8 @@ class HuggingFaceModel(NNsight):
         module = self._loader.weights() if dispatch else self._loader.skeleton()
         self._dispatched = not is_meta(module)
         super().__init__(module, path, rename=rename, envoys=envoys)
+        if import_edits:
+            self.import_edits(None if import_edits is True else import_edits)
 
     @property
     def config(self) -> Any:
@@ -78,6 +83,10 @@ class HuggingFaceModel(NNsight):
     def repo_id(self) -> str | None:
         """The hub id or folder that the model comes from, as far as is known."""
         return self._loader.source or getattr(self.config, "name_or_path", None) or None
+
+    @property
+    def _known_as(self) -> str | None:
+        return self.repo_id
 
     @property
     def revision(self) -> str | None:

@@ -9,11 +9,13 @@ alive, and means the same in another model of that architecture.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, overload
+from types import FunctionType
+from typing import Any, Protocol
 
+from nnsight.capture import listing
 from nnsight.capture.keep import Kept, keep
 from nnsight.capture.traceback import warn
 from nnsight.capture.tracer import Backend, Tracer
@@ -31,6 +33,16 @@ class Body(Protocol):
     @property
     def where(self) -> str:
         """`file, line n`."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What was written."""
+        ...
+
+    @property
+    def stepping(self) -> bool:
+        """Whether it goes from step to step by itself."""
         ...
 
     def begin(self, trace: Any, model: Any) -> Callable[[], Any]:
@@ -55,10 +67,21 @@ class Edit:
     name: str
     path: str  # of the module that it was made on, from the root; "" is the root
     body: Body
+    every_step: bool | None = None  # None: the first step, and a warning if there are more
+
+    @property
+    def source(self) -> str:
+        """What the edit does, as it was written."""
+        return self.body.source
+
+    @property
+    def where(self) -> str:
+        """`file, line n`."""
+        return self.body.where
 
     def __repr__(self) -> str:
         on = f" on {self.path}" if self.path else ""
-        return f"<edit {self.name!r}{on}, {self.body.where}>"
+        return f"<edit {self.name!r}{on}, {self.where}>"
 
     def __deepcopy__(self, memo: Any) -> Edit:
         return self
@@ -66,10 +89,22 @@ class Edit:
     def worker(self, trace: Any) -> Worker:
         """One run of it, beside the run of `trace`."""
         envoy = trace.model._at(self.path)
-        return Worker(self.body.begin(trace, envoy), where=self.body.where, unmet=self._warn_unmet)
+        body = self.body.begin(trace, envoy)
+        if self.every_step:
+            body = partial(self._at_every_step, trace, envoy)
+        return Worker(body, where=self.where, unmet=self._warn_unmet)
+
+    def _at_every_step(self, trace: Any, envoy: Any) -> None:
+        for _ in trace.all():
+            self.body.begin(trace, envoy)()
+
+    def tell_steps(self, steps: int) -> None:
+        """Warn if the run had more steps than the edit was in force in."""
+        if steps > 1 and self.every_step is None and not self.body.stepping:
+            warn(errors.first_step_only(self.name, self.where, steps))
 
     def _warn_unmet(self, error: MissedProviderError) -> None:
-        warn(errors.edit_without_effect(self.name, self.body.where, error))
+        warn(errors.edit_without_effect(self.name, self.where, error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +117,21 @@ class BlockBody:
     @property
     def where(self) -> str:
         return self.kept.block.where
+
+    @property
+    def source(self) -> str:
+        return listing.text_of(self.kept.block)
+
+    @property
+    def stepping(self) -> bool:
+        return steps_in(self.kept.block.body)
+
+    @property
+    def targets(self) -> list[str]:
+        """The names after `as`."""
+        target = target_of(self.kept.block)
+        parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+        return [part.id for part in parts if isinstance(part, ast.Name)]
 
     def begin(self, trace: Any, model: Any) -> Callable[[], Any]:
         face = Face(trace, model)
@@ -106,8 +156,28 @@ class FunctionBody:
             return repr(self.function)
         return f"{code.co_filename}, line {code.co_firstlineno}"
 
+    @property
+    def source(self) -> str:
+        plain = isinstance(self.function, FunctionType)
+        text = listing.text_of_function(self.function) if plain else None  # type: ignore[arg-type]
+        return text or repr(self.function)
+
+    @property
+    def stepping(self) -> bool:
+        code = getattr(self.function, "__code__", None)
+        return code is not None and not STEPPING.isdisjoint(code.co_names)
+
     def begin(self, trace: Any, model: Any) -> Callable[[], Any]:
         return partial(self.function, Face(trace, model), model)
+
+
+STEPPING = {"iter", "all", "next"}
+
+
+def steps_in(body: Iterable[ast.AST]) -> bool:
+    """Whether statements name one of the verbs that go from step to step."""
+    nodes = (node for statement in body for node in ast.walk(statement))
+    return any(isinstance(node, ast.Attribute) and node.attr in STEPPING for node in nodes)
 
 
 class Face:
@@ -140,98 +210,6 @@ class Face:
         return repr(self.__dict__["_model"])
 
 
-# --- the edits of a model -------------------------------------------------------------------------
-
-
-class Edits(MutableSequence[Edit]):
-    """The edits in force in a module: a list that can be changed.
-
-    They run in this order. `edits.append(edit)`, `edits.remove(edit)`, `edits[0]`, `del edits[0]`,
-    `edits += other.edits`; an edit may come from another model of the same architecture.
-
-    Args:
-        model: the module.
-        store: the edits of the whole model, which this changes.
-    """
-
-    def __init__(self, model: Model, store: list[Edit]) -> None:
-        self._model = model
-        self._store = store
-
-    def _shown(self) -> list[Edit]:
-        return [edit for edit in self._store if concerns(edit, self._model)]
-
-    @overload
-    def __getitem__(self, index: int) -> Edit: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Edit]: ...
-    def __getitem__(self, index: Any) -> Any:
-        return self._shown()[index]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        many = isinstance(index, slice)
-        old = self._shown()[index] if many else [self._shown()[index]]
-        new = list(value) if many else [value]
-        at = self._store.index(old[0]) if old else len(self._store)
-        for edit in new:
-            self._check(edit)
-        self._store[at:at] = new
-        for edit in old:
-            self._store.remove(edit)
-
-    def __delitem__(self, index: int | slice) -> None:
-        found = self._shown()[index]
-        for edit in found if isinstance(found, list) else [found]:
-            self._store.remove(edit)
-
-    def __len__(self) -> int:
-        return len(self._shown())
-
-    def __iter__(self) -> Iterator[Edit]:
-        return iter(self._shown())
-
-    def insert(self, index: int, value: Edit) -> None:
-        self._check(value)
-        after = self._shown()[index:]
-        self._store.insert(self._store.index(after[0]) if after else len(self._store), value)
-
-    def _check(self, edit: Edit) -> None:
-        """See that `edit` can be in force here.
-
-        Raises:
-            TypeError: it is no edit.
-            AttributeError: the model lacks the module that it was made on.
-            ValueError: it was made on a module outside this one.
-        """
-        if not isinstance(edit, Edit):
-            raise TypeError(errors.not_an_edit(edit))
-        self._model._at(edit.path)
-        if not concerns(edit, self._model):
-            raise ValueError(errors.edit_elsewhere(edit.path, self._model.path))
-
-    def __repr__(self) -> str:
-        lines = [f"edits of {self._model.path}:"]
-        lines += [f"  [{index}] {edit!r}" for index, edit in enumerate(self)] or ["  none"]
-        return "\n".join(lines)
-
-
-def concerns(edit: Edit, model: Model) -> bool:
-    """Whether a run of `model` runs the module that `edit` was made on."""
-    here = model.path.partition(".")[2]
-    return not here or f"{edit.path}.".startswith(f"{here}.") or model._holds(edit.path)
-
-
-def in_force(model: Model) -> list[Edit]:
-    """The edits that take part in a run of `model`."""
-    store = model._edits()
-    return [edit for edit in store if concerns(edit, model)] if store else []
-
-
-def workers(trace: Any) -> Iterable[Worker]:
-    """A worker for each edit that takes part in the run of `trace`."""
-    return [edit.worker(trace) for edit in in_force(trace.model)]
-
-
 # --- making one -----------------------------------------------------------------------------------
 
 
@@ -242,6 +220,8 @@ class Editing(Tracer):
         model: the module to edit.
         inplace: whether the edit is made on `model` itself, or on another view of it.
         name: what the edit is called where edits are listed.
+        every_step: whether it is in force in every step of a run, or in the first; None is the
+            first too, and warns where there are more.
         backend: what takes the captured block; here it becomes an edit.
     """
 
@@ -252,10 +232,12 @@ class Editing(Tracer):
         model: Model,
         inplace: bool = False,
         name: str | None = None,
+        every_step: bool | None = None,
         backend: Backend | None = None,
     ) -> None:
         super().__init__(backend)
         self.inplace = inplace
+        self.every_step = every_step
         self.name = name
         self.edited = model if inplace else model._twin()
 
@@ -268,7 +250,7 @@ class Editing(Tracer):
         kept = keep(self.scope, self._without_model)
         if kept.saves:
             warn(errors.save_in_edit(block.where))
-        self.add(BlockBody(kept, self._form(_target_of(block))))
+        self.add(BlockBody(kept, self._form(target_of(block))))
 
     def add(self, body: Body) -> None:
         """Put an edit with this body in force."""
@@ -276,7 +258,7 @@ class Editing(Tracer):
         taken = {edit.name for edit in store}
         number = next(n for n in range(1, len(store) + 2) if f"edit_{n}" not in taken)
         place = self.edited._place_of(self.edited) or ""
-        store.append(Edit(self.name or f"edit_{number}", place, body))
+        store.append(Edit(self.name or f"edit_{number}", place, body, self.every_step))
 
     def _without_model(self, value: Any) -> Any:
         place = self.edited._place_of(value)
@@ -303,5 +285,5 @@ class Editing(Tracer):
         """Nothing: the block has not run."""
 
 
-def _target_of(block: Any) -> ast.expr | None:
+def target_of(block: Any) -> ast.expr | None:
     return block.site.node.items[block.site.item].optional_vars

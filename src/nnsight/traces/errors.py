@@ -152,6 +152,69 @@ def edit_target(target: str) -> str:
     )
 
 
+def unwritable(name: str, value: object, where: str) -> str:
+    kind = type(value).__name__
+    return (
+        f"the edit at {where} cannot be written to a file: it uses `{name}`, a {kind}. What can be "
+        "written: numbers, strings, lists, tuples and dicts of such, tensors, parts of the model, "
+        "and functions that can be imported or stand in a file as a plain `def`. Put what the edit "
+        "needs of it into a tensor or a number before the edit."
+    )
+
+
+def unwritable_block(where: str) -> str:
+    return (
+        f"the edit at {where} cannot be written to a file: it declares a `global` name, uses a "
+        "private `__name` of a class, or saves a value, which means nothing elsewhere. Write it "
+        "with plain names and without a save."
+    )
+
+
+def two_values(name: str, where: str) -> str:
+    return (
+        f"the edit at {where} cannot be written to a file: it and a function that it calls mean "
+        f"different things by `{name}`. Give one of the two another name."
+    )
+
+
+def reserved_names(names: list[str], where: str) -> str:
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"the edit at {where} cannot be written to a file: it calls a function or a Python module "
+        f"{listed}, which is what a written edit is given. Give it another name."
+    )
+
+
+def no_edits_at(path: object) -> str:
+    return (
+        f"there are no edits at {path}. Write them with `model.export_edits(name, export_dir)`, "
+        "and read them with the same name, folder and variant."
+    )
+
+
+def not_edits(path: str) -> str:
+    return f"{path} holds no `EDITS`: it is no file that `model.export_edits(...)` wrote."
+
+
+def nothing_to_export(path: str) -> str:
+    return (
+        f"`{path}` has no edits to write. Make some with `with {path}.edit(inplace=True):`, or "
+        "write those of the edited model: `edited.export_edits(...)`."
+    )
+
+
+def unnamed_export() -> str:
+    return 'this model has no name of its own: write `export_edits("name")`.'
+
+
+def first_step_only(name: str, where: str, steps: int) -> str:
+    return (
+        f"the edit {name!r} ({where}) was in force in the first of {steps} steps only. Write "
+        "`model.edit(every_step=True)` for all of them, `every_step=False` if the first is what "
+        "you mean, or a loop over `tracer.iter[...]` in the edit."
+    )
+
+
 def needs_numbers(operation: str) -> str:
     return (
         f"a scan cannot go on here: `{operation}` needs the numbers in a tensor, and a scan knows "

@@ -22,7 +22,7 @@ from nnsight.interleave.request import here
 from nnsight.interleave.run import run
 from nnsight.interleave.value import Value
 from nnsight.interleave.worker import Worker
-from nnsight.traces import edit
+from nnsight.traces import edits
 from nnsight.traces.barrier import Barrier
 from nnsight.traces.cache import Cache, Opening, open_cache
 from nnsight.traces.errors import no_report
@@ -307,15 +307,17 @@ class Trace(Tracer):
     ) -> Any:
         """Run the traced call on a combined input with `workers` beside it."""
         model = self.model
-        edits = [*edit.workers(self)] if model._edits() else []
+        stored = edits.workers(self) if model._edits() else []
         if self._wants_report():
-            self.journal = Journal(["edit"] * len(edits) + [str(n) for n in range(len(workers))])
-        workers = [*edits, *workers]
+            self.journal = Journal(["edit"] * len(stored) + [str(n) for n in range(len(workers))])
+        workers = [*stored, *workers]
         args, kwargs = self._prepare(args, kwargs)
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
         batch = model._batch_of(total, split, call)
 
         def enter(run: Interleaver) -> None:
+            if stored:
+                run.at_close(edits.tell_steps, self, run)
             model._enter(run, self._fn_name(), call)
             if self.journal is not None:
                 self.journal.begin(run)

@@ -1,0 +1,73 @@
+"""The text of a block and of a function, to be shown, or written where it can run again."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from types import FunctionType
+from typing import Any
+
+from nnsight.capture.block import Block
+from nnsight.capture.source import FUTURES, read_again
+
+
+def text_of(block: Block) -> str:
+    """The body of a block as it was written, without its indentation.
+
+    Where the lines alone are not the body (it stands behind its `with`, a string in it would
+    change with the indentation, other managers wrap it), it is spelled anew.
+    """
+    node = read_again(block.site, block.outer.flags & FUTURES)
+    body: list[ast.stmt] = node.body
+    later = node.items[block.site.item + 1 :]
+    if later:
+        body = [ast.With(later, body, lineno=node.lineno, col_offset=0)]
+    lines = block.site.lines[body[0].lineno - 1 : node.end_lineno]
+    text = textwrap.dedent("".join(lines)).rstrip()
+    return text if _same(text, body) else ast.unparse(ast.Module(body, []))
+
+
+def _same(text: str, body: list[ast.stmt]) -> bool:
+    try:
+        return ast.dump(ast.parse(text)) == ast.dump(ast.Module(body, []))
+    except SyntaxError:
+        return False
+
+
+def text_of_function(function: FunctionType) -> str | None:
+    """The `def` of a function; None for one without text, a lambda, or a decorated one."""
+    try:
+        source = inspect.getsource(function)
+        inside = source[:1].isspace()
+        outer = ast.parse(f"if 1:\n{source}" if inside else source).body
+    except (OSError, TypeError, SyntaxError):
+        return None
+    found = outer[0].body if isinstance(outer[0], ast.If) else outer
+    if not isinstance(found[0], ast.FunctionDef) or found[0].decorator_list or len(found) > 1:
+        return None
+    text = textwrap.dedent(source).rstrip()
+    return text if _same(text, found) else ast.unparse(found[0])
+
+
+def indented(text: str) -> str:
+    """`text`, four spaces further in; spelled anew where that would change a string."""
+    moved = textwrap.indent(text, "    ")
+    function = ast.parse(f"def f():\n{moved}").body[0]
+    if isinstance(function, ast.FunctionDef) and _same(text, function.body):
+        return moved
+    return textwrap.indent(ast.unparse(ast.parse(text)), "    ")
+
+
+def outside_of(function: FunctionType, text: str) -> dict[str, Any]:
+    """The values that a function takes from around it, by the name that it has for each."""
+    names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+    closure = inspect.getclosurevars(function)
+    found = {**closure.globals, **closure.nonlocals}
+    return {name: found[name] for name in sorted(names) if name in found}
+
+
+def text_at(text: str, lineno: int) -> str:
+    """The statement that begins at a line of a module's `text`."""
+    node = next(n for n in ast.parse(text).body if n.lineno == lineno)
+    return "".join(text.splitlines(keepends=True)[lineno - 1 : node.end_lineno]).rstrip()
