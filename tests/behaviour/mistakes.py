@@ -138,7 +138,7 @@ KINDS: dict[str, type[BaseException]] = {
     **{kind.__name__: kind for kind in (KeyError, NameError, TypeError, ValueError, IndexError)},
     **{kind.__name__: kind for kind in (AttributeError, RuntimeError, SyntaxError, StopIteration)},
     **{kind.__name__: kind for kind in (ZeroDivisionError, KeyboardInterrupt, SystemExit)},
-    "NotImplementedError": NotImplementedError,
+    **{kind.__name__: kind for kind in (NotImplementedError, FileNotFoundError)},
 }
 
 ORDER = r"""
@@ -471,6 +471,97 @@ with model.trace(x):  #!
 RuntimeError: shapes cannot be multiplied
 with model.trace(x):
     y = model.head(torch.zeros(2, 9))  #!
+"""
+
+EDITS = r"""
+=== an error in an edit
+KeyError: 'missing'
+with model.edit() as edited:
+    model.embed.output + {}["missing"]  #!
+with edited.trace(x):
+    y = model.output.save()
+
+=== wrong order in an edit
+OutOfOrderError: `model\.embed\.output` was requested but the model already ran past it
+with model.edit() as edited:
+    model.head.output
+    model.embed.output  #!
+with edited.trace(x):
+    y = model.output.save()
+
+=== a value of another model in an edit
+OutsideTraceError: `model\.embed\.output` here: it belongs to another model
+with model.edit() as edited:
+    other.embed.output  #!
+with edited.trace(x):
+    y = model.output.save()
+
+=== three names after the as of an edit
+ValueError: `as \(a, b, c\)` does not fit an edit\. Write `with model\.edit\(\) as edited:`
+with model.edit() as (a, b, c):  #!
+    model.embed.output
+
+=== nonlocal in an edit
+SyntaxError: 'nonlocal count' inside an edit.*Put what should last into a list or a dict
+def around():
+    count = 0
+    def make():
+        with model.edit():  #!
+            nonlocal count
+            count += 1
+    make()
+around()
+
+=== something else for an edit
+TypeError: `edits` holds edits, not str\. Make one with `with model\.edit\(\):`
+plain
+model.edits.append("zero")  #!
+
+=== edits that are not there
+FileNotFoundError: there are no edits at .*nowhere.*Write them with `model\.export_edits
+plain
+model.import_edits("nowhere", "/nowhere")  #!
+
+=== no edits to write
+ValueError: `model` has no edits to write\. Make some with `with model\.edit\(inplace=True\):`
+plain
+model.export_edits("none", "/nowhere")  #!
+
+=== numbers in a scan
+RuntimeError: needs the numbers in a tensor, and a scan knows only shapes.*`model\.trace\(...\)`
+with model.scan(x):
+    shape = model.embed.output.shape
+    if model.embed.output.sum() > 0:  #!
+        pass
+
+=== a wrong shape in a scan
+RuntimeError: must have same reduction dim|cannot be multiplied
+with model.scan(x):
+    model.embed.output @ torch.ones(5, 5)  #!
+
+=== an error in a session
+ZeroDivisionError: division by zero
+saved: y
+with model.session():
+    with model.trace(x):
+        y = model.embed.output.save()
+    1 / 0  #!
+
+=== an error in a trace of a session
+ZeroDivisionError: division by zero
+saved: y
+with nnsight.session():
+    with model.trace(x):
+        y = model.embed.output.save()
+    with other.trace(x):
+        other.head.output / (1 / 0)  #!
+
+=== a session between invokes
+ValueError: Cannot open a session here.*write `with model\.session\(\):` around the trace
+with model.trace() as tracer:
+    with model.session():  #!
+        with tracer.invoke(x):
+            y = model.output.save()
 """
 
 STEPS = r"""
@@ -964,5 +1055,5 @@ with model.trace(x):
         pass
 """
 
-TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS)
+TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS, EDITS)
 MISTAKES = [m for text in TEXTS for m in parse(text)]

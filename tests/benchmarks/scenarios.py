@@ -111,6 +111,18 @@ def raw_reads(model: Module, x: torch.Tensor, modules: list[Module]) -> list[tor
     return seen
 
 
+def raw_stored_edit(module: Module, target: Module) -> Any:
+    """A forward in which the output of `target` is doubled."""
+
+    def double(_: Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * 2
+
+    seen: list[Any] = []
+    keep = (module, lambda m, args, output: seen.append(output.logits))
+    hooked(module, TOKENS, [(target, double), keep])
+    return seen
+
+
 # --- traces that read -----------------------------------------------------------------------------
 
 
@@ -452,6 +464,58 @@ def _resident() -> float:
         return 0.0
 
 
+def stored_edit() -> Case:
+    """A trace of a model with an edit that was made before, and one read."""
+    model, module = wrapped(gpt2), gpt2()
+    with model.edit() as edited:
+        mlp = model.transformer.h[5].mlp
+        mlp.output = mlp.output * 2
+
+    def library() -> Any:
+        with edited.trace(TOKENS):
+            logits = edited.output.logits.save()
+        return [logits]
+
+    return Case(library, lambda: raw_stored_edit(module, module.transformer.h[5].mlp))
+
+
+def scan() -> Case:
+    """The shape of one layer, beside the same with torch's own fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model, module = wrapped(gpt2), gpt2()
+
+    def library() -> Any:
+        with model.scan(TOKENS):
+            shape = model.transformer.h[5].output.shape
+        return [torch.tensor(shape)]
+
+    def raw() -> Any:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            tokens = mode.from_tensor(TOKENS)
+            [seen] = raw_reads(module, tokens, [module.transformer.h[5]])
+        return [torch.tensor(seen.shape)]
+
+    return Case(library, raw)
+
+
+def session_of_ten() -> Case:
+    """Ten traces with a read each, whose values meet in one session."""
+    model, module = wrapped(gpt2), gpt2()
+    layer = module.transformer.h[5]
+
+    def library() -> Any:
+        with model.session():
+            seen = nnsight.save([])
+            for tokens in OTHERS[:10]:
+                with model.trace(tokens):
+                    hidden = model.transformer.h[5].output
+                seen.append(hidden)
+        return seen
+
+    return Case(library, lambda: [raw_reads(module, t, [layer])[0] for t in OTHERS[:10]])
+
+
 SCENARIOS = [
     Scenario("empty trace", 100, lambda: empty(gpt2, TOKENS)),
     Scenario("empty trace, 3 modules", 60, lambda: empty(small, POINT)),
@@ -467,6 +531,9 @@ SCENARIOS = [
     Scenario("a patching sweep, per run", 250, patching_sweep),
     Scenario("cache of every module", 500, cache_of_everything),
     Scenario("20 steps of generation, a read each", 2_500, generation),
+    Scenario("a stored edit", 250, stored_edit),
+    Scenario("scan", 3_000, scan),
+    Scenario("a session of ten traces", 2_500, session_of_ten),
     Scenario("first run of a new line", 600, lambda: new_line(0)),
     Scenario("the same in 5,000 lines", 700, lambda: new_line(2_500)),
     Scenario("2 invokes, a read each", 700, lambda: invokes(2)),

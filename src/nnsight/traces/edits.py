@@ -64,6 +64,10 @@ class Edits(MutableSequence[Edit]):
         after = self._shown()[index:]
         self._store.insert(self._store.index(after[0]) if after else len(self._store), value)
 
+    def append(self, value: Edit) -> None:
+        """Let `value` run after the others."""
+        self.insert(len(self), value)
+
     def _check(self, edit: Edit) -> None:
         """See that `edit` can be in force here.
 

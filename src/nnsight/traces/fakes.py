@@ -52,9 +52,8 @@ class Fakes(FakeTensorMode):
             kwargs = {name: self._on_cpu(_each(self.fake, arg)) for name, arg in kwargs.items()}
         try:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        except _LACKS_NUMBERS as error:
-            error.args = (errors.needs_numbers(str(func)),)
-            raise
+        except _LACKS_NUMBERS:
+            raise RuntimeError(errors.needs_numbers(str(func))) from None
 
     def _on_cpu(self, value: Any) -> Any:
         return _CPU if isinstance(value, torch.device) and value.type == "meta" else value
