@@ -169,10 +169,10 @@ class Passage:
         return module_of(location) in self._often
 
     def marks(self, asked: Collection[Location]) -> Collection[Location]:
-        """The places where a further step begins, for a loop that has `asked` for these.
+        """Further places that begin steps, for a loop that has `asked` for these.
 
-        Where the model is called step by step, each call is a step. Of modules that run in a
-        rhythm of their own, those count that the loop has asked for, and what is above them.
+        Of modules that run in a rhythm of their own, those count that the loop has asked for, and
+        what is above them.
         """
         outside = [a for a in asked if getattr(type(a.owner), "between_steps", False)]
         if asked and len(outside) == len(asked):
@@ -184,9 +184,12 @@ class Passage:
                 modules = dict.fromkeys(self.counted)
         odd = [m for m in modules if runs(m) and (self.everything or m in self.counted)]
         own = [a for a in asked if module_of(a) is None and a not in outside]
-        if self.clock is not None:
-            odd.append(self.clock)
         return [*map(self._mark, odd), *own]
+
+    @property
+    def beat(self) -> Location | None:
+        """Where each step begins, if the model is called step by step."""
+        return None if self.clock is None else self._mark(self.clock)
 
     def _mark(self, module: Module) -> Location:
         if module not in self._marks:

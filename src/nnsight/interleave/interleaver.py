@@ -291,16 +291,17 @@ class Interleaver:
         passage = self.passage
         if step == 0 or passage is None:
             return lambda: step == 0 or self.returned
-        clock, marks = None, list[Location]()
+        marks = list(passage.marks(asked))
+        for mark in marks:
+            self.watch(mark)
+        beat: Location | None = None
 
         def begun() -> bool:
-            nonlocal clock, marks
+            nonlocal beat
             if self.returned or passage.step() >= step:
                 return True
-            if not marks or clock is not passage.clock:
-                clock, marks = passage.clock, list(passage.marks(asked))
-                for mark in marks:
-                    self.watch(mark)
+            if beat is not passage.beat and (beat := passage.beat) is not None:
+                self.watch(beat)
             return any(self._comes_by(mark) > step for mark in marks)
 
         return begun
@@ -449,6 +450,10 @@ class Interleaver:
                 raise errors.ended(location)
             raise self._passed(worker, request, location)
         return False, None
+
+    def watches(self, location: Location) -> bool:
+        """Whether somebody has asked for values at `location`."""
+        return location in self._watched
 
     def _passed(self, worker: Worker, request: Request, location: Location) -> BaseException:
         if not request.pinned:

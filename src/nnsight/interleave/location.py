@@ -41,7 +41,10 @@ class Passage(Protocol):
         """The run itself comes by `location`, for the n-th time."""
         ...
 
-    clock: Any  # what the run calls once for each step, if there is such a thing
+    @property
+    def beat(self) -> Location | None:
+        """Where each step of the run begins, if there is such a place."""
+        ...
 
     def step(self) -> int:
         """Which step the run is at: how often it has called the model, from 0."""
@@ -52,7 +55,7 @@ class Passage(Protocol):
         ...
 
     def marks(self, asked: Collection[Location]) -> Collection[Location]:
-        """The places where a further step begins, for a loop that has `asked` for these."""
+        """Further places that begin steps, for a loop that has `asked` for these."""
         ...
 
     def story(self, location: Location) -> str:

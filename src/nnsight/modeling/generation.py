@@ -50,13 +50,16 @@ class Streamer:
         return self.model.tree
 
     def watch(self, kind: str, run: Interleaver) -> None:
-        """Nothing to do: the run offers every token by itself.
+        """Let the run, which hands every token out by itself, know how many there were.
 
         Raises:
             NeverCalledError: nothing is generated, or by beams, which choose at the end.
         """
         _refuse_unless_generating(run, self.path)
-        if Location(self, kind) not in run.between:
+        location = Location(self, kind)
+        if location in run.between:
+            run.visits.setdefault(location, run.between[location][0] + 1)
+        else:
             raise errors.NeverCalledError(
                 f"`{self.path}.output` is not there to be had: beam search chooses its tokens when "
                 "it is over. Read `tracer.result`."
@@ -111,9 +114,11 @@ class _Feed:
         self._run, self._location, self._other = run, location, other
 
     def put(self, tokens: torch.Tensor) -> None:
-        number, _ = self._run.between[self._location]
-        self._run.between[self._location] = number + 1, tokens
-        self._run.offer(self._location, tokens)
+        run, location = self._run, self._location
+        number, _ = run.between[location]
+        run.between[location] = number + 1, tokens
+        if run.watches(location):
+            run.offer(location, tokens)
         if self._other is not None:
             self._other.put(tokens)
 
@@ -122,12 +127,14 @@ class _Feed:
             self._other.end()
 
 
-def feed_tokens(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
+def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
     """Let the generation that `call` makes offer its tokens to `run`: changes its keywords.
 
     The user's own streamer goes on to get them too. Beam search takes no streamer.
     """
     method, kwargs = call.func, call.keywords
+    if hasattr(getattr(model._module, "generation_config", None), "disable_compile"):
+        kwargs.setdefault("disable_compile", True)  # a compiled model knows no hooks
     if "streamer" not in inspect.signature(method).parameters or _beams(model, kwargs) > 1:
         return
     location = Location(Streamer(model), OUTPUT)

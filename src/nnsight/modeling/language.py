@@ -157,7 +157,7 @@ class LanguageModel(HuggingFaceModel):
     def _enter(self, run: Interleaver, fn: str, call: functools.partial[Any]) -> None:
         super()._enter(run, fn, call)
         if fn == generation.METHOD:
-            generation.feed_tokens(self, run, call)
+            generation.prepare(self, run, call)
 
     def _batch_of(self, total: int, split: bool, call: functools.partial[Any]) -> Batch:
         if not split or call.func != self._callable(generation.METHOD):
