@@ -36,7 +36,12 @@ from nnsight.version import __version__
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
 
-_LAZY = {"LanguageModel": "nnsight.modeling.language"}  # imported when first asked for
+_LAZY = {  # imported when first asked for
+    "LanguageModel": "nnsight.modeling.language",
+    "Object": "nnsight.hint",
+    "Tracer": "nnsight.capture.tracer",
+}
+_OLD_ADDRESSES = ("intervention", "schema", "tracing", "util")  # `nnsight.util.apply` as it stands
 
 mount_save_on_tensors()
 mount_backward()
@@ -67,6 +72,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _OLD_ADDRESSES:
+        return importlib.import_module(f"nnsight.{name}")
     raise AttributeError(f"module 'nnsight' has no attribute {name!r}")
 
 

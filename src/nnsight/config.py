@@ -25,6 +25,9 @@ class AppConfig:
       block. Read at import.
     - `PYMOUNT` (`NNSIGHT_PYMOUNT`): every object has `save()`, as in older releases. It makes
       `hasattr(x, "save")` true in the whole process.
+    - `CROSS_INVOKER` (`NNSIGHT_CROSS_INVOKER`, on by default): the blocks of one trace share names.
+    - `TRACE_CACHING`, `DISABLE_CPP_BACKTRACE`: taken for older code, without effect. Blocks are
+      always compiled once, and no backtrace of C++ is touched.
     - `LEGACY` (`NNSIGHT_LEGACY`): the oldest spellings work; includes `PYMOUNT`.
     """
 
@@ -32,6 +35,9 @@ class AppConfig:
     TENSOR_SAVE: bool
     TENSOR_BACKWARD: bool
     PYMOUNT: bool
+    CROSS_INVOKER: bool
+    TRACE_CACHING: bool
+    DISABLE_CPP_BACKTRACE: bool
     LEGACY: bool
 
     def __init__(self) -> None:
@@ -40,6 +46,8 @@ class AppConfig:
         self.TENSOR_SAVE = _switch("NNSIGHT_TENSOR_SAVE", True)
         self.TENSOR_BACKWARD = _switch("NNSIGHT_TENSOR_BACKWARD", True)
         self.PYMOUNT = _switch("NNSIGHT_PYMOUNT", False)
+        self.CROSS_INVOKER = _switch("NNSIGHT_CROSS_INVOKER", True)
+        self.TRACE_CACHING = self.DISABLE_CPP_BACKTRACE = True
         self.LEGACY = _switch("NNSIGHT_LEGACY", False)
 
     def __setattr__(self, name: str, value: Any) -> None:

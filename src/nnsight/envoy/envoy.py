@@ -17,6 +17,7 @@ from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.classes import Envoys
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
 from nnsight.envoy.layout import is_container
+from nnsight.envoy.method import Method, is_traceable
 from nnsight.envoy.observe import See, Targets, observe
 from nnsight.envoy.operations import prepare_from, source_of
 from nnsight.envoy.passage import Passage, Survey
@@ -196,6 +197,15 @@ class Envoy(Node):
         return run_function(Trace(self, Inputs(args, kwargs)), fn)
 
     source = property(source_of)
+
+    def wait_for_output(self) -> None:
+        """Wait until the module has returned (an older spelling of reading `.output`)."""
+        request.read(Location(self, OUTPUT))
+
+    def wait_for_input(self) -> None:
+        """Wait until the module is called (an older spelling of reading `.input`)."""
+        request.read(Location(self, INPUT))
+
     edit = editing.edit
     edits = property(editing.edits, doc="The edits in force in this module: a list to change.")
     clear_edits = editing.clear_edits
@@ -374,7 +384,7 @@ class Envoy(Node):
             raise self._no_such(name) from error.__cause__
         if isinstance(value, Module):  # `model.base_model`: a module under another name
             return self._node_of(value) or value
-        return value
+        return Method(self, value) if is_traceable(self._module, name, value) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or hasattr(type(self), name)

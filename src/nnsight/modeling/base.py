@@ -37,10 +37,7 @@ class NNsight(Envoy):
         """The wrapped module (an older name of `_module`)."""
         return self._module
 
-    @property
-    def local_model(self) -> Module:
-        """The wrapped module (an older name of `_module`)."""
-        return self._module
+    local_model = meta_model = _model
 
     def _update(self, module: Module) -> None:
         """Point the whole tree at another module of the same structure; envoys stay themselves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from nnsight.capture import traceback
 from nnsight.capture.errors import NestedTraceError
 from nnsight.capture.saving import Saves, save, saves
 from nnsight.capture.tracer import Backend, Tracer
+from nnsight.config import CONFIG
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Rows
 from nnsight.interleave.interleaver import Interleaver
@@ -189,6 +190,10 @@ class Trace(Tracer):
         title = f"run of `{self.model.path}`, {len(journal.blocks)} block(s)"
         return Report(title, tuple(journal.events), journal.stopped, over)
 
+    def local(self) -> AbstractContextManager[None]:
+        """Mark a part of a block that is to run here: of a block that runs here, any part."""
+        return nullcontext()
+
     def stop(self) -> None:
         """End the run here: the rest of this block and of the forward does not happen.
 
@@ -281,16 +286,18 @@ class Trace(Tracer):
 
     def _workers(self, sizes: list[int]) -> list[Worker]:
         scopes = [invoke.block_scope for invoke in self.invokes if invoke.block_scope is not None]
-        names = Names(scopes)
+        names = Names(scopes if CONFIG.APP.CROSS_INVOKER else [])
         workers: list[Worker] = []
         start = 0
         for index, (invoke, size) in enumerate(zip(self.invokes, sizes, strict=True)):
             scope = scopes[index]
-            body = scope.function(invoke, save, names.reader(index))
+            reader = names.reader(index) if CONFIG.APP.CROSS_INVOKER else None
+            body = scope.function(invoke, save, reader)
             rows = Rows(start, size) if size else None
             start += size
             worker = Worker(body, rows, scope.block.where, invoke.state)
-            names.siblings[index].worker = worker
+            if reader is not None:
+                names.siblings[index].worker = worker
             workers.append(worker)
         return workers
 

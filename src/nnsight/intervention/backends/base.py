@@ -1,0 +1,5 @@
+"""Old address of `Backend`."""
+
+from nnsight.capture.tracer import Backend
+
+__all__ = ["Backend"]

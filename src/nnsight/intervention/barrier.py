@@ -1,0 +1,5 @@
+"""Old address of `Barrier`."""
+
+from nnsight.traces.barrier import Barrier
+
+__all__ = ["Barrier"]

@@ -1,0 +1,1 @@
+"""Old addresses of what captures and runs blocks."""

@@ -1,0 +1,6 @@
+"""Old address of `Tracer`."""
+
+from nnsight.capture.errors import WithBlockNotFoundError
+from nnsight.capture.tracer import Tracer
+
+__all__ = ["Tracer", "WithBlockNotFoundError"]

@@ -1,0 +1,5 @@
+"""Old address of `Object`."""
+
+from nnsight.hint import Object
+
+__all__ = ["Object"]
