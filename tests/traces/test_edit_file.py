@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_another_process(model, tmp_path):
         command, capture_output=True, text=True, timeout=55, env={"PYTHONPATH": path}, check=True
     )
     assert done.stdout.strip() == "[[0.0, 1.0, 2.0, 3.0]] False"
+
+
+def test_an_edited_model_pickles(model):
+    direction = torch.randn(4)
+    with model.edit() as edited:
+        model.first.output = model.first.output + direction
+    twin = pickle.loads(pickle.dumps(edited))
+    assert torch.equal(value_of(twin), value_of(edited)) and twin._module is not model._module
+    twin.clear_edits()
+    assert torch.equal(value_of(twin), value_of(model))
+    with model.edit(name="again") as named:
+        model.first.output[:] = 1
+    assert pickle.loads(pickle.dumps(named.edits[0])).name == "again"
 
 
 def test_the_source_of_an_edit(model):

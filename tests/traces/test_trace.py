@@ -444,3 +444,19 @@ def test_a_misspelt_value_of_the_tracer_is_told(model):
     ):
         with model.trace(X) as tracer:
             tracer.outptu = model.output * 0
+
+
+@pytest.mark.parametrize("lines", [1, 30, 300])
+def test_a_body_of_any_length(lines: int):
+    """Python 3.10 writes a long jump as two instructions, and stands on the first of them."""
+    import linecache
+
+    steps = "".join(f"        total = total + {n}\n" for n in range(lines))
+    code = f"def run(model, x, total):\n    with model.trace(x):\n{steps}"
+    code += "        out = (model.output * 0 + total).save()\n    return out\n"
+    name = f"<{lines} lines>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    names = {}
+    exec(compile(code, name, "exec"), names)
+    out = names["run"](NNsight(nn.Linear(2, 2)), torch.ones(1, 2), 1)
+    assert out.tolist() == [[1 + sum(range(lines))] * 2]

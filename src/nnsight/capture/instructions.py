@@ -10,6 +10,18 @@ from types import CodeType, FrameType
 from nnsight.capture import errors
 
 
+def current(frame: FrameType) -> int:
+    """The offset of the instruction that `frame` is running.
+
+    Python 3.10 tells that of its prefix, where the argument of the instruction is a long one: the
+    end of the body, for a `with` over a long body.
+    """
+    raw, offset = frame.f_code.co_code, frame.f_lasti
+    while raw[offset] == dis.EXTENDED_ARG:
+        offset += 2
+    return offset
+
+
 def enters(code: CodeType, offset: int) -> bool:
     """Whether the instruction at `offset` calls a context manager's `__enter__`."""
     return _enters(code.co_code, offset)

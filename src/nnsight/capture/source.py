@@ -284,17 +284,17 @@ def _item(node: ast.With, code: CodeType, offset: int, lineno: int) -> int | Non
 
 def _locate(frame: FrameType) -> Site:
     """The `with` statement that `frame` is entering."""
-    code, lineno = frame.f_code, frame.f_lineno
+    code, lineno, offset = frame.f_code, frame.f_lineno, instructions.current(frame)
     block = _blocks.get(code)
     if block is not None:
         lines, node = block.lines, _headed(block.body, lineno)
     else:
         lines = lines_of(frame)
         node = _nearest(lines, lineno, code.co_flags & FUTURES)
-    item = None if node is None else _item(node, code, frame.f_lasti, lineno)
+    item = None if node is None else _item(node, code, offset, lineno)
     if node is None or item is None:
         raise errors.source_changed(code.co_filename, lineno)
-    return Site(node, item, code.co_filename, lines, instructions.after(frame.f_lasti))
+    return Site(node, item, code.co_filename, lines, instructions.after(offset))
 
 
 # --- from a call of `__enter__` to its site -------------------------------------------------------
@@ -318,7 +318,7 @@ def _site_at(frame: FrameType) -> Site | None:
     """The site of ours that `frame` is entering, or None if it is doing something else."""
     known = _entering[frame.f_code]
     if frame.f_lasti not in known:
-        enters = instructions.enters(frame.f_code, frame.f_lasti)
+        enters = instructions.enters(frame.f_code, instructions.current(frame))
         known[frame.f_lasti] = _locate(frame) if enters else None
     return known[frame.f_lasti]
 

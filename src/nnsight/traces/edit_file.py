@@ -8,6 +8,7 @@ Reading runs the Python file, as importing a module does: read only files that y
 
 from __future__ import annotations
 
+import copyreg
 import keyword
 import os
 import re
@@ -43,8 +44,8 @@ def place(name: str, folder: str | os.PathLike[str] | None, variant: str) -> Pat
     return Path(folder, re.sub(r"[^\w.-]+", "--", name), f"{variant}.py")
 
 
-def save(path: Path, edits: Iterable[Edit], place_of: PlaceOf) -> None:
-    """Write `edits`, in place of what is there.
+def compose(edits: Iterable[Edit], place_of: PlaceOf) -> tuple[str, dict[str, torch.Tensor]]:
+    """The text of a file with `edits`, and the tensors that it needs beside it.
 
     Raises:
         ValueError: one uses something that cannot be written.
@@ -60,7 +61,16 @@ def save(path: Path, edits: Iterable[Edit], place_of: PlaceOf) -> None:
             f"    dict(function={name}, name={edit.name!r}, path={edit.path!r}, "
             f"every_step={edit.every_step!r}),\n"
         )
-    text += f"\nEDITS = [\n{''.join(rows)}]\n"
+    return f"{text}\nEDITS = [\n{''.join(rows)}]\n", tensors
+
+
+def save(path: Path, edits: Iterable[Edit], place_of: PlaceOf) -> None:
+    """Write `edits`, in place of what is there.
+
+    Raises:
+        ValueError: one uses something that cannot be written.
+    """
+    text, tensors = compose(edits, place_of)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     beside = path.with_suffix(".safetensors")
@@ -116,3 +126,18 @@ def _edit(row: dict[str, Any], text: str, tensors: Mapping[str, torch.Tensor]) -
     own = {key: value for key, value in tensors.items() if key.startswith(f"{name}.")}
     body = TextBody(function, listing.text_at(text, function.__code__.co_firstlineno), name, own)
     return Edit(row["name"], row["path"], body, row["every_step"])
+
+
+# --- pickling -------------------------------------------------------------------------------------
+
+
+def _from_text(text: str, tensors: Mapping[str, torch.Tensor]) -> Edit:
+    return run(text, "<edit>", tensors)[0]
+
+
+def _reduce(edit: Edit) -> tuple[Any, ...]:
+    """An edit pickles as its text, so that a model with edits can be pickled."""
+    return _from_text, compose([edit], lambda value: None)
+
+
+copyreg.pickle(Edit, _reduce)  # type: ignore[arg-type]
