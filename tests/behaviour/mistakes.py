@@ -620,14 +620,6 @@ with model.trace() as tracer:
         pass
     with tracer.invoke(x):
         model.head.output
-
-=== with steps in a helper
-TypeError: `with tracer\.iter\[:\]:` stands here in a function.*for step in tracer\.iter
-def each(tracer):
-    with tracer.iter[:]:  #!
-        model.head.output
-with model.trace(x) as tracer:
-    each(tracer)
 """
 
 CACHES = r"""

@@ -518,14 +518,59 @@ def test_outside_of_a_block_there_are_no_steps(model, x):
                 model.cell.output
 
 
-def test_the_with_form_in_a_helper_says_how_to_write_it(model, x):
-    def collect(tracer):
-        with tracer.iter[:]:
-            model.cell.output
+def test_the_with_form_in_a_helper(again, model, module, x):
+    def collect(tracer, first=0):
+        states, total = [], torch.zeros(2, 3)
+        with tracer.iter[first:] as step, torch.no_grad():
+            states.append(model.cell.output)
+            if step == 1:
+                model.cell.output[:] = 0
+            total = total + states[-1]
+        return states, total, step
 
-    with pytest.raises(TypeError, match=r"`with tracer\.iter\[:\]:` stands here in a function"):
+    def nothing(tracer):
+        with tracer.iter[:2]:
+            pass
+
+    with model.trace(x) as tracer:
+        nothing(tracer)
+        found = collect(tracer, 1).save()
+        out = tracer.result.save()
+    states, total, last = found
+    with model.trace(x) as tracer:
+        expected = [].save()
+        for step in tracer.iter[:]:
+            expected.append(model.cell.output)
+            if step == 1:
+                model.cell.output[:] = 0
+        result = tracer.result.save()
+    same(states, expected[1:])
+    assert last == 3 and torch.equal(total, sum(states))
+    assert torch.equal(out, result)
+
+
+def test_an_error_and_a_stop_in_the_with_form_of_a_helper(model, module, x):
+    def fail(tracer):
+        with tracer.all() as step:
+            state = model.cell.output
+            if step == 2:
+                raise KeyError("in the middle")
+
+    def stop(tracer, states):
+        with tracer.all():
+            states.append(model.cell.output)
+            tracer.stop()
+
+    with pytest.raises(KeyError, match="in the middle"):
         with model.trace(x) as tracer:
-            collect(tracer)
+            fail(tracer)
+    with model.trace(x) as tracer:
+        states = [].save()
+        stop(tracer, states)
+    assert len(states) == 1 and hooks_on(module) == []
+    with pytest.raises(OutsideTraceError, match=r"`model\.iter\[:\]` was called outside"):
+        with model.iter[:]:
+            model.cell.output
 
 
 def test_break_in_the_with_form_is_refused():

@@ -10,11 +10,13 @@ code after it runs before the result is there.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from nnsight.capture.saving import save
 from nnsight.capture.traceback import warn
+from nnsight.capture.tracer import Tracer
 from nnsight.interleave import errors
 from nnsight.interleave.request import Pin, here, wait
 from nnsight.interleave.worker import Worker
@@ -33,18 +35,21 @@ def worker_of(what: str) -> Worker:
     return here.worker
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Some steps of a run: loop over them.
+class Steps(Tracer):
+    """Some steps of a run: loop over them, with `for` or with `with`.
+
+    A `with` over steps in a block is compiled as a loop (`capture/repeats.py`). In a function that
+    a block calls it comes here: its body is captured like that of a trace, and run for each step.
 
     Args:
         chosen: the numbers of the steps, in ascending order; endless for an open end.
         name: how it was written, for messages.
+        open: whether it goes on for as long as the run does.
     """
 
-    chosen: Sequence[int]
-    name: str
-    open: bool  # whether it goes on for as long as the run does
+    def __init__(self, chosen: Sequence[int], name: str, open: bool) -> None:
+        super().__init__()
+        self.chosen, self.name, self.open = chosen, name, open
 
     def __iter__(self) -> Iterator[int]:
         return self._loop(worker_of(self.name))
@@ -70,15 +75,15 @@ class Steps:
                 "than were asked for. Write `tracer.iter[:]` for as many as there are."
             )
 
-    def __enter__(self) -> int:
-        raise TypeError(
-            f"`with {self.name}:` stands here in a function that a block calls, and its body can "
-            f"be repeated in the block itself only. Write `for step in {self.name}:`, which works "
-            "anywhere."
-        )
+    def execute(self) -> None:
+        """Run the captured body once for each step, with the step for its `as` target."""
+        assert self.scope is not None
+        for step in self:
+            self.scope.function(step, save)()
 
-    def __exit__(self, *exception: object) -> None:
-        """For the `with` statement to look up."""
+    def targets(self, target: ast.expr | None) -> dict[str, Any]:
+        """Nothing: the body has bound the target itself, at each step."""
+        return {}
 
 
 def _reach(worker: Worker, step: int, pin: Pin) -> bool:
