@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import nnsight
 from nnsight import LanguageModel, NNsight, OutOfOrderError
 
 
@@ -420,6 +421,65 @@ def test_caching_activations(model):
     with model.trace("Hello"):
         expected = model.transformer.h[0].output[0].save()
     assert torch.equal(layer0_out[0], expected)
+
+
+def test_gradients(model):
+    with model.trace("Hello"):
+        hs = model.transformer.h[-1].output[0]
+        hs.requires_grad_(True)
+
+        logits = model.lm_head.output
+        loss = logits.sum()
+
+        with loss.backward():
+            grad = hs.grad.save()
+
+    print(grad.shape)
+    assert grad.shape == (1, *hs_shape(model, "Hello")) and grad.abs().sum() > 0
+
+
+def hs_shape(model, text):
+    with model.trace(text):
+        shape = nnsight.save(model.transformer.h[-1].output[0].shape[1:])
+    return shape
+
+
+def test_gradients_where_blocks_return_tensors(gpt2):
+    """On transformers 5 `[0]` is the first row: its gradient is that of its elements."""
+    model = gpt2
+    with model.trace("Hello"):
+        hs = model.transformer.h[-1].output[0]
+        hs.requires_grad_(True)
+
+        logits = model.lm_head.output
+        loss = logits.sum()
+
+        with loss.backward():
+            grad = hs.grad.save()
+
+    with model.trace("Hello"):
+        whole = model.transformer.h[-1].output
+        with model.lm_head.output.sum().backward():
+            expected = whole.grad.save()
+    assert torch.equal(grad, expected[0]) and grad.abs().sum() > 0
+
+
+def test_gradient_based_analysis(model):
+    with model.trace("The quick brown fox") as tracer:
+        # Save activations and enable gradient
+        hidden = model.transformer.h[5].output[0].save()
+        hidden.retain_grad()
+        logits = model.output.logits  # a transformers model gives `logits` in an output of its own
+        # Compute loss on specific token
+        target_token = model.tokenizer.encode(" jumps")[0]
+        loss = -logits[0, -1, target_token]
+        # Backward pass
+        loss.backward()
+    # Access gradients
+    grad = hidden.grad
+    print(f"Gradient shape: {grad.shape}")
+    print(f"Gradient norm: {grad.norm().item():.3f}")
+    assert grad.shape == hidden.shape and grad.norm() > 0
 
 
 def test_the_underlying_model(model, capsys):

@@ -297,6 +297,33 @@ _GO = (
 )
 
 
+def twelve_gradients() -> Case:
+    """Every layer's gradient, from the last to the first, where it starts."""
+    model, module = wrapped(gpt2), gpt2()
+
+    def library() -> Any:
+        with model.trace(TOKENS):
+            hidden = [layer.mlp.output.requires_grad_() for layer in model.transformer.h]
+            with model.output.logits.sum().backward():
+                seen = nnsight.save([h.grad for h in reversed(hidden)])
+        return seen
+
+    def raw() -> Any:
+        seen: list[torch.Tensor] = []
+
+        def take(layer: Module, args: Any, output: torch.Tensor) -> None:
+            output.requires_grad_()
+            output.register_hook(seen.append)
+
+        handles = [layer.mlp.register_forward_hook(take) for layer in module.transformer.h]
+        module(TOKENS).logits.sum().backward()
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    return Case(library, raw)
+
+
 def new_line(before: int) -> Case:
     """The first run of a `with` that stands under `before` lines of other functions."""
     filler = "def other(a, b):\n    c = a + b\n    print(c, a)\n    return [c]\n\n"
@@ -534,6 +561,7 @@ SCENARIOS = [
     Scenario("a stored edit", 250, stored_edit),
     Scenario("scan", 3_000, scan),
     Scenario("a session of ten traces", 2_500, session_of_ten),
+    Scenario("backward with 12 gradients", 1_200, twelve_gradients),
     Scenario("first run of a new line", 600, lambda: new_line(0)),
     Scenario("the same in 5,000 lines", 700, lambda: new_line(2_500)),
     Scenario("2 invokes, a read each", 700, lambda: invokes(2)),
