@@ -291,6 +291,16 @@ def wrong_gradient(what: object, value: object, tensor: object) -> BatchError:
     )
 
 
+def checkpointed(what: object) -> NotImplementedError:
+    return NotImplementedError(
+        f"cannot change `{what}`: it lies in a region under activation checkpointing that is "
+        "reentrant, or stands in another. The backward pass will run that region once more without "
+        "this block, so that all gradients would be those of the unchanged model. Use "
+        "`use_reentrant=False` (`model.gradient_checkpointing_enable({'use_reentrant': False})`), or "
+        "no checkpointing (`model.eval()`)."
+    )
+
+
 def changed_rows() -> RuntimeError:
     return RuntimeError(
         "cannot give the gradient of an invoke's rows that was asked for by `.retain_grad()` or "

@@ -19,6 +19,7 @@ from nnsight import nested
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Cut, Rows, assemble
+from nnsight.interleave.checkpoint import Region, fingerprint, region_at
 from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
 from nnsight.interleave.row_gradients import Pieces
@@ -62,6 +63,7 @@ class _Visit:
         self.state: tuple[Any, ...] | None = ambient.brief() if split else None
         # rows that blocks were given, which gradients must reach
         self.pieces = Pieces() if self.state is not None and self.state[0] else None
+        self.region: Region | None = None  # of activation checkpointing, that the model is in
         self.skips: dict[Rows | None, Any] = {}
         self.readers: list[Worker] = []  # the blocks that hold rows of the value
         # containers made for one block, each with the value that it is a part of
@@ -95,6 +97,7 @@ class Interleaver:
         self.offered: set[tuple[int, str]] = set()  # modules by id, and kinds, that are offered
         self.journal: Journal | None = None  # for a run whose report is asked for
         self.observers: list[Observer] = []  # see each value as the model goes on with it
+        self.grad = torch.is_grad_enabled()
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -139,6 +142,8 @@ class Interleaver:
         if self.passage is not None:  # a module that some step left out is counted as if it had run
             number = max(number, self.passage.step())
         visit = _Visit(location, number, not passed, value, self.batch.split)
+        visit.region = region = region_at(self, self.grad)
+        before = [] if region is None else fingerprint(value)
         outer, self._visit = self._visit, visit
         if self.passage is not None and threading.get_ident() == self.thread:
             self.passage.at(location, number)
@@ -147,6 +152,9 @@ class Interleaver:
                 pass
             if visit.pieces is not None:
                 visit.pieces.bridge()
+            if region is not None:
+                changed = bool(visit.skips) or fingerprint(visit.value) != before
+                region.visit(location, changed, visit.value, visit.skips)
         finally:
             self._visit = outer
             self.visits[location] = number + 1
@@ -192,6 +200,8 @@ class Interleaver:
             raise errors.transformed(visit.location)
         if request.action == READ:
             return self._read(worker, visit)
+        if visit.region is not None:
+            visit.region.refuse(visit.location)
         if request.action == WRITE:
             visit.value = self._replace(worker, request.value, visit)
             self.written.append(visit.location)

@@ -1,0 +1,194 @@
+"""Activation checkpointing: what blocks change in a forward is changed again in its recomputation.
+
+`torch.utils.checkpoint` keeps nothing of a region but its inputs, and runs the region once more
+when the backward pass needs what was computed in it. By itself it would do so without the blocks.
+So what a visit in a region gave back to the model is kept, and given again in the recomputation,
+wherever and whenever that takes place. The gradient goes through what the block did, because the
+original graph does: the recomputation only brings back values that were not kept.
+
+The older kind (`use_reentrant=True`) builds the graph itself anew in the recomputation, where a
+block cannot take part: there a change is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.utils import checkpoint
+
+from nnsight import nested
+from nnsight.interleave import errors
+from nnsight.interleave.location import SKIP, Location
+
+_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+_FILE = checkpoint.__file__
+
+
+class Run(Protocol):
+    """What a region sees of the run that it is computed in."""
+
+    batch: Any
+    threads: set[int]
+
+
+def region_at(run: Run, grad: bool) -> Region | None:
+    """The checkpointed region that the model is in; None outside, at next to no price.
+
+    Args:
+        grad: whether the run began with gradients enabled.
+    """
+    hooks = _top_hooks(True)
+    if hooks is None:
+        # a region of the older kind computes without gradients, as `generate` does
+        return Region(run, None) if grad and not torch.is_grad_enabled() else None
+    pack = hooks[0]
+    code, cells = getattr(pack, "__code__", None), getattr(pack, "__closure__", None)
+    if code is None or code.co_filename != _FILE or "frame" not in code.co_freevars:
+        return None
+    frame = cells[code.co_freevars.index("frame")].cell_contents
+    if not isinstance(frame.recompute_fn, Region):
+        frame.recompute_fn = Region(run, frame.recompute_fn)
+    return frame.recompute_fn
+
+
+def fingerprint(value: Any) -> list[tuple[int, int]]:
+    """Tells whether the tensors of a value are others later, or were changed in place."""
+    return [(id(t), 0 if t.is_inference() else t._version) for t in nested.leaves(value)]
+
+
+class Region:
+    """A checkpointed region, as far as blocks took part in it. Calling it computes it again.
+
+    Args:
+        run: in which it was computed first.
+        compute: computes it again; None where only a change tells whether it is a region at all.
+    """
+
+    def __init__(self, run: Run, compute: Callable[..., Any] | None) -> None:
+        self._run = weakref.ref(run)
+        self._thread = threading.get_ident()  # of the model; a block may be asking
+        self._batch = run.batch
+        self._compute = compute
+        self._kept: dict[tuple[Location, int], tuple[Any, dict[Any, Any]]] = {}
+        self._visits: dict[Location, int] = {}
+
+    def refuse(self, location: Location) -> None:
+        """Called before a block changes something here.
+
+        Raises:
+            NotImplementedError: the change could not be made again.
+        """
+        names = _frames_of_checkpoint(self._thread)
+        once = names.count("checkpoint") == 1 and "forward" not in names
+        if names and not once:
+            raise errors.checkpointed(location)
+
+    def visit(self, location: Location, changed: bool, value: Any, skips: dict[Any, Any]) -> None:
+        """The run was at `location`: what the model goes on with, if blocks have changed it."""
+        number = self._visits.get(location, 0)
+        self._visits[location] = number + 1
+        if changed:
+            self.refuse(location)
+            if self._compute is not None:
+                skips = {rows: _kept(skip) for rows, skip in skips.items()}
+                kept = None if location.kind == SKIP else _kept(value)
+                self._kept[location, number] = kept, skips
+
+    def __call__(self, *args: Any) -> Any:
+        assert self._compute is not None
+        run, ident = self._run(), threading.get_ident()
+        within = run is not None and ident in run.threads
+        if run is not None and within:
+            run.threads.discard(ident)  # no visit of the run, which may still be going on
+        replay = Replay(self._batch, self._kept)
+        try:
+            for location, _ in self._kept:
+                replay.watch(location)
+            return self._compute(*args)
+        finally:
+            replay.close()
+            if run is not None and within:
+                run.threads.add(ident)
+
+
+def _kept(value: Any) -> Any:
+    """A copy without history, that requires gradients where `value` does."""
+    return nested.map_leaves(lambda t: t.detach().clone().requires_grad_(t.requires_grad), value)
+
+
+def _again(value: Any) -> Any:
+    """What was kept, as something that the model may change in place."""
+    return nested.map_leaves(torch.clone, value)
+
+
+def _frames_of_checkpoint(thread: int) -> list[str]:
+    """The functions of `torch.utils.checkpoint` that are running on a thread."""
+    names: list[str] = []
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename == _FILE:
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+class Replay:
+    """A run without blocks, in which the model gets what they gave it before.
+
+    To a module it is what an `Interleaver` is.
+    """
+
+    def __init__(
+        self, batch: Any, kept: dict[tuple[Location, int], tuple[Any, dict[Any, Any]]]
+    ) -> None:
+        self.batch = batch
+        self.last = self.passage = self.journal = None
+        self.touched: set[int] = set()
+        self.offered: set[tuple[int, str]] = set()
+        self.written: list[Location] = []
+        self.typical = True
+        self._kept = kept
+        self._visits: dict[Location, int] = {}
+        self._watched: set[Location] = set()
+        self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._thread = threading.get_ident()
+
+    def watch(self, location: Location) -> None:
+        """See that the value at `location` is offered."""
+        if location not in self._watched:
+            self._watched.add(location)
+            location.owner.watch(location.kind, self)
+
+    def holds(self) -> bool:
+        """Whether a module call on this thread belongs to the recomputation."""
+        return threading.get_ident() == self._thread
+
+    def offer(self, location: Location, value: Any) -> Any:
+        """What the model goes on with at `location`."""
+        kept = self._at(location)
+        return value if kept is None else _again(kept[0])
+
+    def gate(self, location: Location, inputs: Any) -> dict[Any, Any]:
+        """What blocks gave as the output of a module that they skipped."""
+        kept = self._at(location)
+        return {} if kept is None else {rows: _again(skip) for rows, skip in kept[1].items()}
+
+    def _at(self, location: Location) -> tuple[Any, dict[Any, Any]] | None:
+        number = self._visits.get(location, 0)
+        self._visits[location] = number + 1
+        return self._kept.get((location, number))
+
+    def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
+        """Call `undo(*args)` when the recomputation is over."""
+        self._undo.append((undo, args))
+
+    def close(self) -> None:
+        """Take everything off the model."""
+        while self._undo:
+            undo, args = self._undo.pop()
+            undo(*args)
