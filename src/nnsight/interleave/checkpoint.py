@@ -16,6 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
@@ -46,11 +47,11 @@ def region_at(run: Run, grad: bool) -> Region | None:
     if hooks is None:
         # a region of the older kind computes without gradients, as `generate` does
         return Region(run, None) if grad and not torch.is_grad_enabled() else None
-    pack = hooks[0]
-    code, cells = getattr(pack, "__code__", None), getattr(pack, "__closure__", None)
+    pack: Any = hooks[0]  # saves a tensor for the backward pass: here, by computing it again
+    code: CodeType | None = getattr(pack, "__code__", None)
     if code is None or code.co_filename != _FILE or "frame" not in code.co_freevars:
         return None
-    frame = cells[code.co_freevars.index("frame")].cell_contents
+    frame: Any = pack.__closure__[code.co_freevars.index("frame")].cell_contents
     if not isinstance(frame.recompute_fn, Region):
         frame.recompute_fn = Region(run, frame.recompute_fn)
     return frame.recompute_fn
@@ -129,7 +130,7 @@ def _again(value: Any) -> Any:
 def _frames_of_checkpoint(thread: int) -> list[str]:
     """The functions of `torch.utils.checkpoint` that are running on a thread."""
     names: list[str] = []
-    frame = sys._current_frames().get(thread)
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_code.co_filename == _FILE:
             names.append(frame.f_code.co_name)

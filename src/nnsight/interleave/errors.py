@@ -296,8 +296,8 @@ def checkpointed(what: object) -> NotImplementedError:
         f"cannot change `{what}`: it lies in a region under activation checkpointing that is "
         "reentrant, or stands in another. The backward pass will run that region once more without "
         "this block, so that all gradients would be those of the unchanged model. Use "
-        "`use_reentrant=False` (`model.gradient_checkpointing_enable({'use_reentrant': False})`), or "
-        "no checkpointing (`model.eval()`)."
+        "`use_reentrant=False` (`model.gradient_checkpointing_enable({'use_reentrant': False})`) "
+        "or no checkpointing (`model.eval()`)."
     )
 
 
