@@ -252,3 +252,17 @@ def test_nothing_stays_without_the_garbage_collector(net, x):
         assert not [ref for ref in refs if ref() is not None]
     finally:
         gc.enable()
+
+
+def test_an_operation_inside_a_forward(net, x):
+    def change(model):
+        squared = model.blocks[0].source.square_0
+        h = squared.output
+        squared.output = h * 2
+        return h
+
+    expected = gradients(net, x, change, "block")
+    net.how = "plain"
+    found = gradients(net, x, change, "after")
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, found, strict=True))
+    assert not hooks_on(net)

@@ -29,12 +29,16 @@ from nnsight.interleave.location import SKIP, Location
 _top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 _FILE = checkpoint.__file__
 
+# by visit of the region: the value that the model went on with, and what skips gave it
+Kept = dict[tuple[Location, int], tuple[Any, dict[Any, Any]]]
+
 
 class Run(Protocol):
     """What a region sees of the run that it is computed in."""
 
     batch: Any
     threads: set[int]
+    replay: Callable[[Any, Script], Any] | None
 
 
 def region_at(run: Run, grad: bool) -> Region | None:
@@ -43,7 +47,7 @@ def region_at(run: Run, grad: bool) -> Region | None:
     Args:
         grad: whether the run began with gradients enabled.
     """
-    hooks = _top_hooks(True)
+    hooks = None if run.replay is None else _top_hooks(True)
     if hooks is None:
         # a region of the older kind computes without gradients, as `generate` does
         return Region(run, None) if grad and not torch.is_grad_enabled() else None
@@ -73,9 +77,9 @@ class Region:
     def __init__(self, run: Run, compute: Callable[..., Any] | None) -> None:
         self._run = weakref.ref(run)
         self._thread = threading.get_ident()  # of the model; a block may be asking
-        self._batch = run.batch
+        self._batch, self._replay = run.batch, run.replay
         self._compute = compute
-        self._kept: dict[tuple[Location, int], tuple[Any, dict[Any, Any]]] = {}
+        self._kept: Kept = {}
         self._visits: dict[Location, int] = {}
 
     def refuse(self, location: Location) -> None:
@@ -101,12 +105,12 @@ class Region:
                 self._kept[location, number] = kept, skips
 
     def __call__(self, *args: Any) -> Any:
-        assert self._compute is not None
+        assert self._compute is not None and self._replay is not None
         run, ident = self._run(), threading.get_ident()
         within = run is not None and ident in run.threads
         if run is not None and within:
             run.threads.discard(ident)  # no visit of the run, which may still be going on
-        replay = Replay(self._batch, self._kept)
+        replay = self._replay(self._batch, Script(self._kept))
         try:
             for location, _ in self._kept:
                 replay.watch(location)
@@ -138,58 +142,18 @@ def _frames_of_checkpoint(thread: int) -> list[str]:
     return names
 
 
-class Replay:
-    """A run without blocks, in which the model gets what they gave it before.
+class Script:
+    """What blocks gave the model in a region, to be given again."""
 
-    To a module it is what an `Interleaver` is.
-    """
-
-    def __init__(
-        self, batch: Any, kept: dict[tuple[Location, int], tuple[Any, dict[Any, Any]]]
-    ) -> None:
-        self.batch = batch
-        self.last = self.passage = self.journal = None
-        self.touched: set[int] = set()
-        self.offered: set[tuple[int, str]] = set()
-        self.written: list[Location] = []
-        self.typical = True
+    def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._visits: dict[Location, int] = {}
-        self._watched: set[Location] = set()
-        self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        self._thread = threading.get_ident()
 
-    def watch(self, location: Location) -> None:
-        """See that the value at `location` is offered."""
-        if location not in self._watched:
-            self._watched.add(location)
-            location.owner.watch(location.kind, self)
-
-    def holds(self) -> bool:
-        """Whether a module call on this thread belongs to the recomputation."""
-        return threading.get_ident() == self._thread
-
-    def offer(self, location: Location, value: Any) -> Any:
-        """What the model goes on with at `location`."""
-        kept = self._at(location)
-        return value if kept is None else _again(kept[0])
-
-    def gate(self, location: Location, inputs: Any) -> dict[Any, Any]:
-        """What blocks gave as the output of a module that they skipped."""
-        kept = self._at(location)
-        return {} if kept is None else {rows: _again(skip) for rows, skip in kept[1].items()}
-
-    def _at(self, location: Location) -> tuple[Any, dict[Any, Any]] | None:
+    def take(self, location: Location) -> tuple[Any, dict[Any, Any]] | None:
+        """The value and the skips of the next visit at `location`, if a block changed something."""
         number = self._visits.get(location, 0)
         self._visits[location] = number + 1
-        return self._kept.get((location, number))
-
-    def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
-        """Call `undo(*args)` when the recomputation is over."""
-        self._undo.append((undo, args))
-
-    def close(self) -> None:
-        """Take everything off the model."""
-        while self._undo:
-            undo, args = self._undo.pop()
-            undo(*args)
+        kept = self._kept.get((location, number))
+        return (
+            None if kept is None else (_again(kept[0]), {r: _again(s) for r, s in kept[1].items()})
+        )

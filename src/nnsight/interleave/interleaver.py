@@ -19,7 +19,7 @@ from nnsight import nested
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Cut, Rows, assemble
-from nnsight.interleave.checkpoint import Region, fingerprint, region_at
+from nnsight.interleave.checkpoint import Region, Script, fingerprint, region_at
 from nnsight.interleave.location import SKIP, Location, Passage
 from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
 from nnsight.interleave.row_gradients import Pieces
@@ -98,6 +98,7 @@ class Interleaver:
         self.journal: Journal | None = None  # for a run whose report is asked for
         self.observers: list[Observer] = []  # see each value as the model goes on with it
         self.grad = torch.is_grad_enabled()
+        self.replay: Callable[[Batch, Script], Interleaver] | None = None
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []

@@ -18,6 +18,7 @@ from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
 from nnsight.interleave.request import here
+from nnsight.interleave.replay import Replay
 from nnsight.interleave.worker import Worker
 
 hide(os.path.dirname(torch.__file__))
@@ -49,6 +50,7 @@ def run(
     """
     interleaver = Interleaver(tree, workers, batch, result)
     outer, here.run = here.run, interleaver
+    interleaver.replay = Replay
     try:
         enter(interleaver)
         interleaver.start()
