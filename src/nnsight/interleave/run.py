@@ -17,8 +17,8 @@ from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
-from nnsight.interleave.request import here
 from nnsight.interleave.replay import Replay
+from nnsight.interleave.request import here
 from nnsight.interleave.worker import Worker
 
 hide(os.path.dirname(torch.__file__))
