@@ -639,3 +639,235 @@ def test_nothing_stays_with_the_garbage_collector_off(net: Net, model: NNsight):
     finally:
         gc.enable()
     assert hooks_on(net) == []
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def tokens_and_heads(gpt2: Any, steps: int) -> tuple[Tensor, list[Tensor]]:
+    """What a bare generation gives, and what its attention hands to the projection in each step."""
+    network = gpt2._module
+    seen: list[Tensor] = []
+    c_proj = network.transformer.h[1].attn.c_proj
+    handle = c_proj.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    ids = gpt2.tokenizer("Hello", return_tensors="pt")
+    tokens = network.generate(**ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False)
+    handle.remove()
+    return tokens, seen
+
+
+def generation(gpt2: Any, steps: int) -> Any:
+    return gpt2.generate("Hello", max_new_tokens=steps, min_new_tokens=steps, do_sample=False)
+
+
+def test_an_operation_at_every_step(gpt2):
+    tokens, expected = tokens_and_heads(gpt2, 4)
+    with generation(gpt2, 4) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:]:
+            seen.append(gpt2.transformer.h[1].attn.source.attention_interface_0.output[0])
+        result = tracer.result.save()
+    assert [torch.equal(s.flatten(2), e) for s, e in zip(seen, expected, strict=True)] == [True] * 4
+    assert torch.equal(result, tokens)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_an_operation_first_asked_for_at_a_later_step(gpt2, first: int):
+    _, expected = tokens_and_heads(gpt2, 4)
+    attn = gpt2.transformer.h[1].attn
+    for _ in range(2):  # without and with a survey of earlier runs
+        with generation(gpt2, 4) as tracer:
+            seen = {}.save()
+            for step in tracer.iter[:]:
+                if step >= first:
+                    seen[step] = attn.source.attention_interface_0.output[0].flatten(2)
+        assert list(seen) == list(range(first, 4))
+        assert all(torch.equal(seen[n], expected[n]) for n in seen)
+        with generation(gpt2, 4) as tracer:
+            for _ in tracer.iter[first]:
+                late = attn.source.self_c_proj_0.input.save()
+        assert torch.equal(late, expected[first])
+
+
+def test_inside_a_called_function_at_every_step(gpt2):
+    _, expected = tokens_and_heads(gpt2, 3)
+    attn = gpt2.transformer.h[1].attn
+    with generation(gpt2, 3) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:]:
+            inside = attn.source.attention_interface_0.source
+            seen.append(inside[inside.names[-1]].output)  # what it returns
+    assert [torch.equal(s.flatten(2), e) for s, e in zip(seen, expected, strict=True)] == [True] * 3
+
+
+def test_skipping_an_operation_at_one_step(gpt2):
+    with generation(gpt2, 3) as tracer:
+        norms = [].save()
+        for step in tracer.iter[:]:
+            mlp = gpt2.transformer.h[1].mlp
+            if step == 1:
+                op = mlp.source.self_act_0
+                op.skip(torch.zeros_like(op.input))
+            norms.append(mlp.source.self_c_proj_0.input.norm().item())
+    assert [n == 0 for n in norms] == [False, True, False]
+
+
+class Recurrent(nn.Module):
+    """Its cell runs three times in a forward; each time it goes through a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.cell(x)
+        return x
+
+
+class Cell(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(x)
+        for n in range(2):
+            x = torch.add(x, n + 1)
+        return x * 0.5
+
+
+def recurrent_values() -> tuple[list[Tensor], list[Tensor]]:
+    x, sines, sums = X, [], []
+    for _ in range(3):
+        sines.append(x.sin())
+        sums += [sines[-1] + 1, sines[-1] + 1 + 2]
+        x = sums[-1] * 0.5
+    return sines, sums
+
+
+def test_operations_of_a_module_that_runs_several_times():
+    model = NNsight(Recurrent())
+    sines, sums = recurrent_values()
+    with model.trace(X) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:3]:
+            seen.append(model.cell.source.torch_sin_0.output)
+    assert all(map(torch.equal, seen, sines)) and len(seen) == 3
+    with model.trace(X) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:6]:
+            seen.append(model.cell.source.torch_add_0.output)
+    assert all(map(torch.equal, seen, sums)) and len(seen) == 6
+
+
+def late_sum(model: Any) -> Any:
+    return model.cell.source.torch_add_0.output
+
+
+def test_a_loop_that_was_not_counted():
+    model = NNsight(Recurrent())
+    with pytest.raises(OutOfOrderError, match=r"is in a loop.*`ops = model\.cell\.source`"):
+        with model.trace(X) as tracer:
+            for step in tracer.iter[:3]:
+                model.cell.input  # noqa: B018
+                if step == 1:
+                    late_sum(model)
+
+
+def late_sine(model: Any) -> Any:
+    return model.cell.source.torch_sin_0.output
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_helper_that_asks_before_the_forward_begins(first: int):
+    """The module has been called: its input is at hand. It is not running yet."""
+    model = NNsight(Recurrent())
+    sines, _ = recurrent_values()
+    for _ in range(2):
+        with model.trace(X) as tracer:
+            seen = {}.save()
+            for step in tracer.iter[:3]:
+                model.cell.input  # noqa: B018
+                if step >= first:
+                    seen[step] = late_sine(model)
+        assert (
+            all(torch.equal(seen[n], sines[n]) for n in range(first, 3)) and len(seen) == 3 - first
+        )
+
+
+# --- with the other verbs -------------------------------------------------------------------------
+
+
+def test_an_edit_of_an_operation(net: Net, model: NNsight):
+    with model.edit() as edited:
+        op = model.blocks[0].source.torch_cat_0
+        op.output = op.output * 3
+    with edited.trace(X):
+        out = model.output.save()
+    assert torch.equal(out, raw(net, "cat", lambda v: v * 3))
+    with edited.trace(X):
+        cat = edited.blocks[0].source.torch_cat_0.output.save()
+    with model.trace(X):
+        plain = model.blocks[0].source.torch_cat_0.output.save()
+    assert torch.equal(cat, plain * 3)
+
+
+def test_shapes_of_operations_in_a_scan(model: NNsight):
+    with model.scan(X):
+        shape = model.blocks[0].source.left_0.output.shape.save()
+    assert shape == (3, 2)
+
+
+def test_a_gradient_at_an_operation(net: Net, model: NNsight):
+    with model.trace(X):
+        cat = model.blocks[0].source.torch_cat_0.output
+        with model.output.pow(2).sum().backward():
+            grad = cat.grad.save()
+    kept: list[Tensor] = []
+
+    def keep(v: Tensor) -> Tensor:
+        v.retain_grad()
+        kept.append(v)
+        return v
+
+    raw(net, "cat", keep).pow(2).sum().backward()
+    assert torch.equal(grad, kept[0].grad)
+
+
+def test_operations_are_in_the_report(model: NNsight):
+    with model.trace(X) as tracer:
+        op = model.blocks[0].source.torch_cat_0
+        op.output = op.output * 3
+        print(tracer)
+    assert "blocks.0.source.torch_cat_0.output" in str(tracer.report())
+
+
+def test_stopping_in_an_operation(net: Net, model: NNsight):
+    with model.trace(X) as tracer:
+        cat = model.blocks[0].source.torch_cat_0.output.save()
+        tracer.stop()
+    assert cat.shape == (3, 4) and hooks_on(net) == []
+
+
+def test_operations_of_a_call_that_is_part_of_the_run(net: Net, model: NNsight):
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model.embed.output  # noqa: B018
+            model.blocks[1](X, hook=True)
+        with tracer.invoke():
+            for _ in tracer.iter[:1]:
+                sin = model.blocks[1].source.torch_sin_0.output.save()
+    assert torch.equal(sin, X.sin())
+
+
+def test_a_child_called_source():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.source = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.source(x)
+
+    model = NNsight(Named())
+    with model.trace(X):
+        own = model.E_source.output.save()
+        called = model.source.self_source_0.output.save()
+    assert called is own

@@ -19,8 +19,9 @@ from nnsight.envoy.keywords import signature_names, warn_dropped, without_retire
 from nnsight.envoy.layout import is_container
 from nnsight.envoy.method import Method, is_traceable
 from nnsight.envoy.observe import See, Targets, observe
-from nnsight.envoy.operations import prepare_from, source_of
+from nnsight.envoy.operations import source_of
 from nnsight.envoy.passage import Passage, Survey
+from nnsight.envoy.places import prepare_from
 from nnsight.envoy.tree import Node, Tree, first_parameter
 from nnsight.interleave import errors, request
 from nnsight.interleave.batching import Batch, combine, count_rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnsight.envoy.rewrite import Listing
+from nnsight.envoy.listing import Listing
 from nnsight.interleave.errors import OutOfOrderError
 
 

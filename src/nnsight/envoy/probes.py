@@ -20,7 +20,8 @@ from torch.nn import Module
 from nnsight.capture.percode import PerCode
 from nnsight.envoy import errors
 from nnsight.envoy.decorated import innermost, like, with_inner
-from nnsight.envoy.rewrite import BIND, CALL, UNPACK, Listing, Several, rewritten
+from nnsight.envoy.listing import Listing, Several
+from nnsight.envoy.rewrite import BIND, CALL, UNPACK, rewritten
 from nnsight.interleave.interleaver import Interleaver, outcome
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
 

@@ -14,7 +14,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 
-from nnsight.envoy.rewrite import Listing, Op
+from nnsight.envoy.listing import Listing, Op
 
 _AROUND = 4  # lines shown above and below one operation
 

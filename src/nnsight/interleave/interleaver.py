@@ -421,6 +421,11 @@ class Interleaver:
         """Call `undo(*args)` when the run is over."""
         self._undo.append((undo, args))
 
+    @property
+    def at(self) -> Location | None:
+        """Where the run is, while blocks are answered there."""
+        return None if self._visit is None else self._visit.location
+
     def holds(self) -> bool:
         """Whether a module call on this thread belongs to this run."""
         return threading.get_ident() in self.threads
