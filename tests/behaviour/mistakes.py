@@ -20,6 +20,7 @@ from nnsight import (
     NeverCalledError,
     OutOfOrderError,
     OutsideTraceError,
+    SourceNotAvailable,
     WithBlockNotFoundError,
 )
 from nnsight.capture.errors import NestedTraceError
@@ -139,6 +140,7 @@ KINDS: dict[str, type[BaseException]] = {
     **{kind.__name__: kind for kind in (AttributeError, RuntimeError, SyntaxError, StopIteration)},
     **{kind.__name__: kind for kind in (ZeroDivisionError, KeyboardInterrupt, SystemExit)},
     **{kind.__name__: kind for kind in (NotImplementedError, FileNotFoundError)},
+    "SourceNotAvailable": SourceNotAvailable,
 }
 
 ORDER = r"""
@@ -1047,5 +1049,70 @@ with model.trace(x):
         pass
 """
 
-TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS, EDITS)
+OPERATIONS = r"""
+=== a misspelt operation
+AttributeError: `model\.layers\.0\.source` has no operation 'self_fx_0'.*`self_fc_0`.*print
+with model.trace(x):
+    y = model.layers[0].source.self_fx_0.output  #!
+
+=== operations in the wrong order
+OutOfOrderError: `model\.layers\.0\.source\.self_fc_0\.output` .*ran past it \(it is at `model\.layers\.0\.source\.self_act_0\.output`
+saved: y
+with model.trace(x):
+    y = model.layers[0].source.self_act_0.output.save()
+    z = model.layers[0].source.self_fc_0.output  #!
+
+=== an operation after the output of its module
+OutOfOrderError: `model\.layers\.0\.source\.self_fc_0\.output` .*ran past it \(it is at `model\.layers\.0\.output`
+with model.trace(x):
+    y = model.layers[0].output
+    z = model.layers[0].source.self_fc_0.output  #!
+
+=== an operation of a module that never runs
+NeverCalledError: `model\.unused\.source\.F_linear_0\.output` .*never called in this run
+with model.trace(x):
+    z = model.unused.source.F_linear_0.output  #!
+
+=== an operation on a branch that is not taken
+OutOfOrderError: `model\.source\.self_extra_0\.output` .*on a branch that was not taken.*print
+with model.trace(x):
+    z = model.source.self_extra_0.output  #!
+
+=== the input of an assignment
+ValueError: `model\.source\.h_0` is an assignment, so it has no `\.input`: its value is `\.output`
+with model.trace(x):
+    z = model.source.h_0.input  #!
+
+=== a replacement for an operation with other rows
+BatchError: `model\.layers\.0\.source\.self_fc_0\.output` does not fit
+with model.trace(x):
+    model.layers[0].source.self_fc_0.output = torch.zeros(7, 4)  #!
+
+=== the source of a module through an operation
+SourceNotAvailable: `model\.layers\.0\.source\.self_fc_0` calls a module.*write `model\.layers\.0\.fc\.source`
+with model.trace(x):
+    z = model.layers[0].source.self_fc_0.source  #!
+
+=== the source of what is no Python
+SourceNotAvailable: `model\.embed\.source\.F_linear_0\.source` is not available.*not a Python function
+with model.trace(x):
+    z = model.embed.source.F_linear_0.source  #!
+
+=== the source of a list of modules
+SourceNotAvailable: `model\.layers\.source` is not available: a ModuleList .*only holds modules
+with model.trace(x):
+    z = model.layers.source  #!
+
+=== an operation outside a trace
+OutsideTraceError: Cannot access `model\.embed\.source\.F_linear_0\.output` outside of interleaving.*with model\.trace
+plain
+z = model.embed.source.F_linear_0.output  #!
+
+=== an operation of another model
+OutsideTraceError: `.*source\.F_linear_0\.output` here: it belongs to another model
+with model.trace(x):
+    z = other.embed.source.F_linear_0.output  #!
+"""
+
+TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS, EDITS, OPERATIONS)
 MISTAKES = [m for text in TEXTS for m in parse(text)]

@@ -221,7 +221,28 @@ def session_fails(model, x):
             hidden.sum() / (1 // 0)
 
 
+def operations(model, x):
+    with model.trace(x):
+        model.source.self_first_0.output[:] = 1
+        relu = model.source.relu_0.output.save()
+        model.source.x_0.output = relu
+        linear = model.last.source.F_linear_0.output.save()
+    return relu, linear
+
+
+def operations_inside(model, x):
+    with model.trace(x):
+        ops = model.second.source
+        ops.F_linear_0.skip(ops.F_linear_0.input)
+        with contextlib.suppress(OutOfOrderError):
+            model.first.source.F_linear_0.output  # noqa: B018
+        out = model.output.save()
+    return out
+
+
 KINDS = [
+    operations,
+    operations_inside,
     edits,
     edits_in_place,
     edit_fails,

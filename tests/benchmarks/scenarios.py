@@ -162,6 +162,26 @@ def one_read() -> Case:
     return Case(library, lambda: raw_reads(module, TOKENS, [module.transformer.h[5].mlp]))
 
 
+def one_operation() -> Case:
+    """What the attention of one layer computes, before it is projected."""
+    model, module = wrapped(gpt2), gpt2()
+    attention = module.transformer.h[5].attn
+
+    def library() -> Any:
+        with model.trace(TOKENS):
+            seen = model.transformer.h[5].attn.source.attention_interface_0.output[0].save()
+        return [seen.flatten(2)]
+
+    def raw() -> Any:
+        seen: list[torch.Tensor] = []
+        handle = attention.c_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        module(TOKENS)
+        handle.remove()
+        return seen
+
+    return Case(library, raw)
+
+
 def every_layer() -> Case:
     model, module = wrapped(gpt2), gpt2()
 
@@ -548,6 +568,7 @@ SCENARIOS = [
     Scenario("empty trace, 3 modules", 60, lambda: empty(small, POINT)),
     Scenario("one read, 3 modules", 100, one_read_of_three),
     Scenario("one read", 200, one_read),
+    Scenario("`source`, one operation", 400, one_operation),
     Scenario("12 reads", 600, every_layer),
     Scenario("24 reads", 1_200, every_part),
     Scenario("1 read of 600 modules", 200, lambda: reads_of_stack(1)),

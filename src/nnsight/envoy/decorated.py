@@ -88,7 +88,10 @@ def with_inner(called: Any, old: FunctionType, new: FunctionType, depth: int = 0
         inner = inside(called.func)
         return None if inner is None else functools.partial(inner, *called.args, **called.keywords)
     if isinstance(called, FunctionType):
-        changed = [inside(held) for held in cells(called).values()]
+        held = list(cells(called).values())
+        wrapped = getattr(called, "__wrapped__", None)
+        straight = wrapped is not None and any(h is wrapped for h in held)
+        changed = [inside(h) if h is wrapped or not straight else None for h in held]
         if not any(inner is not None for inner in changed):
             return None
         pairs = zip(called.__closure__ or (), changed, strict=True)

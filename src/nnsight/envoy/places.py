@@ -93,25 +93,22 @@ class Forward:
         Raises:
             SourceNotAvailable: it has no source, or cannot be exchanged.
         """
-        found = self._found()
+        called = self.called()
+        function = innermost(called, "forward")
+        found = self._listing(function)
+        if not isinstance(found, str) and with_inner(called, function, function) is None:
+            found = errors.hidden_by_decorator(found.name)
         if isinstance(found, str):
             raise errors.no_source(self.envoy.path, found)
         return found
 
-    def found(self) -> Listing | None:
-        """The same, None where there is none."""
-        found = self._found()
-        return None if isinstance(found, str) else found
+    def has_source(self) -> bool:
+        """Whether there may be operations to meet."""
+        return not isinstance(self._listing(innermost(self.called(), "forward")), str)
 
-    def _found(self) -> Listing | str:
-        called = self.called()
-        function = innermost(called, "forward")
-        if (why := _not_to_be_had(self.envoy._module, function)) is not None:
-            return why
-        listing = listing_of(function)
-        if not isinstance(listing, str) and with_inner(called, function, function) is None:
-            return errors.hidden_by_decorator(listing.name)
-        return listing
+    def _listing(self, function: Any) -> Listing | str:
+        why = _not_to_be_had(self.envoy._module, function)
+        return listing_of(function) if why is None else why
 
     def probes(self, run: Interleaver) -> Probes:
         envoy: Any = self.envoy  # a node that can be asked for values
@@ -235,7 +232,7 @@ def prepare_from(envoy: Node, run: Interleaver) -> None:
     node: Node | None = envoy
     while node is not None:
         place = Forward(node)
-        if not is_container(node._module) and place.found() is not None:
+        if not is_container(node._module) and place.has_source():
             place.probes(run)  # and those above
             return
         node = node.parent
