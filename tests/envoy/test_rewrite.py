@@ -32,6 +32,9 @@ class _Run:
     def refuse(self, location: Location, error: BaseException) -> None:
         raise error
 
+    def at_close(self, undo: Any) -> None:
+        """It stays open."""
+
 
 class _Owner:
     def __init__(self, path: str) -> None:

@@ -24,7 +24,7 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.traceback import warn
-from nnsight.envoy.operations import Operation, watch_for_good
+from nnsight.envoy.operations import Operation, watch_twin
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
 
@@ -111,15 +111,16 @@ def _outside_the_run() -> Generator[None]:
         here.run = run
 
 
-def _record(twin: Module, keep: Callable[[str, str, Any], None]) -> None:
+def _record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[], None]:
     for path, inner in twin.named_modules(remove_duplicate=False):
         inner.register_forward_pre_hook(
             lambda m, args, kwargs, path=path: keep(path, INPUT, (args, kwargs)), with_kwargs=True
         )
         inner.register_forward_hook(lambda m, args, out, path=path: keep(path, OUTPUT, out))
+    return lambda: None  # the hooks go with the twin
 
 
-Recorder = Callable[[Module, Callable[[str, str, Any], None]], None]
+Recorder = Callable[[Module, Callable[[str, str, Any], None]], Callable[[], None]]
 
 
 def measure(
@@ -132,16 +133,19 @@ def measure(
     """The first length of values of `module`, were the batch `rows` and not `total` long.
 
     Args:
-        record: has the values that it is about kept when the twin runs; by default those of every
-            module.
+        record: has the values that it is about kept when the twin runs, and returns what ends
+            that; by default those of every module.
     """
     lengths: Lengths = {}
     with _same_randomness(module), _outside_the_run(), torch.no_grad():
         twin = _twin(module)
-        record(twin, functools.partial(_keep, lengths))
+        done = record(twin, functools.partial(_keep, lengths))
         args, kwargs = _with_rows((call.args, call.keywords), total, rows)
         method = twin if call.func is module else getattr(twin, call.func.__name__)
-        _keep(lengths, "", RESULT, method(*args, **kwargs))
+        try:
+            _keep(lengths, "", RESULT, method(*args, **kwargs))
+        finally:
+            done()
     return lengths
 
 
@@ -218,9 +222,9 @@ class BatchAxis:
         if (path, kind, False) not in self._lengths:
             within = operation.within.path[len(self._path) + 1 :]
 
-            def record(twin: Module, keep: Callable[[str, str, Any], None]) -> None:
+            def record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[], None]:
                 see = functools.partial(keep, path)
-                watch_for_good(operation, twin.get_submodule(within), see)
+                return watch_twin(operation, twin.get_submodule(within), see)
 
             self._lengths.update(self._measure(record))
             self._lengths.setdefault((path, kind, False), [])

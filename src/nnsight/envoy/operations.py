@@ -206,8 +206,18 @@ class _Onlooker:
 
     def __init__(self, see: Callable[[str, Any], None]) -> None:
         self.see = see
+        self.undo: list[Callable[[], None]] = []
         self.threads = {get_ident()}
         self.visits: dict[Location, int] = {}
+
+    def at_close(self, undo: Callable[[], None]) -> None:
+        self.undo.append(undo)
+
+    def close(self) -> None:
+        """It has seen enough."""
+        self.threads.clear()
+        while self.undo:
+            self.undo.pop()()
 
     def offer(self, location: Location, value: Any) -> Any:
         self.see(location.kind, value)
@@ -217,8 +227,14 @@ class _Onlooker:
         """Nobody waits."""
 
 
-def watch_for_good(operation: Operation, twin: Module, see: Callable[[str, Any], None]) -> None:
-    """Show `see` the values of an operation, by kind, whenever a copy of its module runs."""
+def watch_twin(
+    operation: Operation, twin: Module, see: Callable[[str, Any], None]
+) -> Callable[[], None]:
+    """Show `see` the values of an operation, by kind, whenever a copy of its module runs.
+
+    Returns:
+        What takes it off the copy.
+    """
     run: Any = _Onlooker(see)
     outer: list[Step] = []
     place = operation.place
@@ -233,3 +249,5 @@ def watch_for_good(operation: Operation, twin: Module, see: Callable[[str, Any],
     name = place.attribute() if isinstance(place, Forward) else "forward"
     forward = getattr(twin, name)
     twin.__dict__[name] = lambda *args, **kwargs: top.through(forward, args, kwargs)
+    run.at_close(lambda: twin.__dict__.pop(name, None))
+    return run.close

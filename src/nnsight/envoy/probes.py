@@ -69,6 +69,14 @@ class Probes:
         self.running = 0
         self.asked: dict[str, _Watch] = {}
         self.views: list[_View] = []
+        run.at_close(self._let_go)
+
+    def _let_go(self) -> None:
+        """The run is over: a probed function that outlives it (a generator) calls straight on."""
+        for view in self.views:
+            view.called = view.probed = None
+            view.watched.clear()
+        self.views, self.asked = [], {}
 
     # --- the block's side -------------------------------------------------------------------------
 
