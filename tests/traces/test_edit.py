@@ -317,6 +317,29 @@ def test_copies_have_their_own(model):
     assert torch.equal(first_of(model), raw(model))
 
 
+def test_a_module_that_is_replaced_is_so_in_every_view(model):
+    with model.edit() as edited:
+        model.first.output = model.first.output * 2
+    held, other = edited.last, edited.second
+    model.last = nn.Linear(4, 3)
+    assert held._module is model.last._module and edited.last is held
+    assert other._module is model.second._module
+    with edited.trace(X):
+        first, last = held.input.save(), held.output.save()
+    assert last.shape == (2, 3) and torch.equal(last, model._module.last(first))
+
+
+def test_a_child_that_is_replaced_through_a_view(model):
+    with model.edit() as edited:
+        pass
+    held = model.last
+    edited.last = nn.Linear(4, 5)
+    assert held._module is edited.last._module
+    with model.trace(X):
+        out = held.output.save()
+    assert out.shape == (2, 5)
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 

@@ -174,6 +174,15 @@ def test_what_cannot_be_written(model, tmp_path):
         edited.export_edits("x", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../up", "..", "/root/x", "a/b"])
+def test_a_name_leads_nowhere_else(model, tmp_path, name):
+    with model.edit(inplace=True):
+        model.first.output[:] = 0
+    file = model.export_edits(name, tmp_path / "in", variant=name)
+    assert file.parent.parent == tmp_path / "in" and file.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_names_that_a_written_edit_is_given(tmp_path):
     tensors, nn = torch.ones(4), NNsight(Network())
     model = 2

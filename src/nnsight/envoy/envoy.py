@@ -398,7 +398,10 @@ class Envoy(Node):
         if isinstance(value, Module):
             setattr(self._module, target, value)
             self._tree.forget()
-            self._child(target)
+            for view in self._tree.views:
+                node = view.nodes.get(id(self._module))
+                if node is not None and (node is self or target in node._children):
+                    node._child(target)
         elif hasattr(self._module, name):
             setattr(self._module, name, value)
         elif self._runs_beside() and name not in vars(self):

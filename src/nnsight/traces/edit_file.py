@@ -41,7 +41,12 @@ def place(name: str, folder: str | os.PathLike[str] | None, variant: str) -> Pat
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = os.environ.get("NNSIGHT_CACHE_DIR") or Path(cache, "nnsight")
         folder = Path(folder, "exports")
-    return Path(folder, re.sub(r"[^\w.-]+", "--", name), f"{variant}.py")
+    return Path(folder, _one_part(name), f"{_one_part(variant)}.py")
+
+
+def _one_part(name: str) -> str:
+    """`name` as one part of a path: it leads nowhere else."""
+    return re.sub(r"[^\w.-]+", "--", name).lstrip(".") or "edits"
 
 
 def compose(edits: Iterable[Edit], place_of: PlaceOf) -> tuple[str, dict[str, torch.Tensor]]:
