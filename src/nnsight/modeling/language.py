@@ -160,7 +160,7 @@ class LanguageModel(HuggingFaceModel):
             generation.prepare(self, run, call)
 
     def _batch_of(self, total: int, split: bool, call: functools.partial[Any]) -> Batch:
-        if not split or call.func != self._callable(generation.METHOD):
+        if not split or call.func != getattr(self._module, generation.METHOD, None):
             return super()._batch_of(total, split, call)
         lengths = generation.lengths(self, call.keywords)
         return self._split_over(total, generation.two_steps(call), lengths)
