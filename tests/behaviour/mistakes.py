@@ -663,6 +663,35 @@ with model.trace(x) as tracer:
 cache.embed.input  #!
 """
 
+EXTENSIONS = r"""
+=== a view without a way back
+AttributeError: cannot assign `model\.head\.half`.*`@half\.postprocess`
+class Half(nnsight.Envoy):
+    @nnsight.eproperty(key="output")
+    def half(self, value):
+        return value / 2
+mine = NNsight(model._module, envoys={"head": Half})
+with mine.trace(x):
+    mine.head.half = 0  #!
+
+=== an envoy class for a path that does not exist
+ValueError: the key 'haed' of `envoys` matches no module of Net\. Did you mean 'head'\?
+plain
+NNsight(model._module, envoys={"haed": nnsight.Envoy})  #!
+
+=== no class of envoy
+TypeError: `envoys` gives 'head' .*, which is no class of Envoy
+plain
+NNsight(model._module, envoys={"head": nn.Linear})  #!
+
+=== a report that nobody asked for
+ValueError: no report was kept of this run.*`with model\.trace\(x, report=True\) as tracer:`
+plain
+with model.trace(x) as tracer:
+    model.head.output
+type(tracer).report(tracer)  #!
+"""
+
 PLACES = r"""
 === output outside a trace
 OutsideTraceError: `model\.embed\.output` outside of interleaving.*inside `with model\.trace\(
@@ -1114,5 +1143,5 @@ with model.trace(x):
     z = other.embed.source.F_linear_0.output  #!
 """
 
-TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, PLACES, PYTHON, GRADIENTS, EDITS, OPERATIONS)
+TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, EXTENSIONS, PLACES, PYTHON, GRADIENTS, EDITS, OPERATIONS)
 MISTAKES = [m for text in TEXTS for m in parse(text)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.behaviour.small import Network
 
-from nnsight import NNsight, OutOfOrderError
+from nnsight import Envoy, NNsight, OutOfOrderError, eproperty
 
 TRACES = 200
 
@@ -83,6 +83,29 @@ def reports(model, x):
         with tracer.invoke(x):
             model.second.output = model.second.output * 2
     return tracer, tracer.report()
+
+
+class Halves(Envoy):
+    """A module whose output can be changed by halves."""
+
+    @eproperty(key="output")
+    def halves(self, value):
+        return value.unflatten(-1, (2, -1)).clone()
+
+    @halves.transform
+    def halves(self, halves):
+        return halves.flatten(-2)
+
+
+def views(model, x):
+    by_halves = NNsight(model._module, envoys={"first": Halves})
+    with by_halves.trace() as tracer:
+        with tracer.invoke(x):
+            by_halves.first.halves[:, 0] = 0
+            one = by_halves.output.save()
+        with tracer.invoke(x):
+            two = by_halves.first.halves.save()
+    return one, two
 
 
 def stops(model, x):
@@ -257,6 +280,7 @@ KINDS = [
     barriers,
     caches,
     reports,
+    views,
     stops,
     functions,
     plain,

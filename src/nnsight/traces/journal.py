@@ -19,7 +19,7 @@ from nnsight.capture.frames import frame_at
 from nnsight.capture.traceback import is_hidden
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.interleave.location import SKIP, Location
+from nnsight.interleave.location import RESULT, SKIP, Location
 from nnsight.interleave.request import READ, WAIT, WRITE, Request
 from nnsight.interleave.worker import Worker
 
@@ -102,7 +102,8 @@ class Journal:
         event, location = self._asked.pop(worker, None), request.location
         if event is None or location is None:
             return
-        event, self._at = replace(event, visit=number), event.where
+        visit = 0 if location.kind == RESULT else number  # a run has one result
+        event, self._at = replace(event, visit=visit), event.where
         if request.action == READ:
             self._add(replace(event, value=_shape(own)), worker, own)
         elif request.action == WRITE:
