@@ -198,6 +198,20 @@ def test_inference_mode_has_changes_too(model):
     assert [event.action for event in tracer.report().changes] == ["in place"]
 
 
+def test_a_scan_has_changes_without_norms(model):
+    with model.scan(X) as tracer:
+        model.first.output[:] = 0
+    print(tracer)
+    assert [event.action for event in tracer.report()] == ["read", "in place"]
+    assert str(tracer.report()).splitlines()[4].endswith("yes") and "nan" not in str(tracer)
+
+
+def test_an_operation_in_a_forward_is_told(model):
+    with model.trace(X) as tracer:
+        model.source.self_first_0.output[:] = 0
+    assert told(tracer.report())[1] == ("0", "in place", "model.source.self_first_0.output")
+
+
 def test_an_edit_of_the_model_is_told_as_one(model):
     with model.edit() as edited:
         edited.first.output[:] = 0

@@ -157,11 +157,11 @@ class Journal:
 
     def _compare(self, worker: Worker) -> None:
         """Write down what a block has changed in place since it began to run."""
-        told: set[int] = set()
+        told: set[tuple[int, int]] = set()
         for seen in reversed(self._of(worker)):  # one tensor read at two places: at the last
             if not _is_changed(seen):
                 continue
-            memory = {tensor.data_ptr() for tensor in seen.tensors}
+            memory = {(t.untyped_storage()._cdata, t.storage_offset()) for t in seen.tensors}
             if not memory <= told:
                 self.events.append(self._changed(seen))
                 told |= memory

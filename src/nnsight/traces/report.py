@@ -7,6 +7,7 @@ asks for: the code around the `with` says whether it does (`wants_report`).
 from __future__ import annotations
 
 import html as markup
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _cells(number: int, event: Event) -> tuple[str, ...]:
 
 def _relative(event: Event) -> float:
     """The change as a share of what was there."""
-    if not event.change:
+    if not event.change or math.isnan(event.change):
         return 0.0
     return event.change / event.size if event.size else 1.0
 
@@ -107,6 +108,8 @@ def _relative(event: Event) -> float:
 def _change(event: Event) -> str:
     if event.change is None:
         return ""
+    if math.isnan(event.change):  # values without numbers, in a scan
+        return "yes"
     if event.change == 0:
         return "none"
     return f"{event.change:.3g} of {event.size:.3g} ({_relative(event):.0%})"
