@@ -157,7 +157,7 @@ class Journal:
 
     def _compare(self, worker: Worker) -> None:
         """Write down what a block has changed in place since it began to run."""
-        told: set[tuple[int, int]] = set()
+        told: set[Any] = set()
         for seen in reversed(self._of(worker)):  # one tensor read at two places: at the last
             if not _is_changed(seen):
                 continue
