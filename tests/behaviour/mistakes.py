@@ -1143,5 +1143,17 @@ with model.trace(x):
     z = other.embed.source.F_linear_0.output  #!
 """
 
-TEXTS = (ORDER, NAMES, WRITES, STEPS, CACHES, EXTENSIONS, PLACES, PYTHON, GRADIENTS, EDITS, OPERATIONS)
+TEXTS = (
+    ORDER,
+    NAMES,
+    WRITES,
+    STEPS,
+    CACHES,
+    EXTENSIONS,
+    PLACES,
+    PYTHON,
+    GRADIENTS,
+    EDITS,
+    OPERATIONS,
+)
 MISTAKES = [m for text in TEXTS for m in parse(text)]
