@@ -393,3 +393,52 @@ def test_rows_of_a_view_that_are_changed_in_place_do_not_crash_torch():
             two = model.output.save()
     assert torch.equal(one[:, :2], two[:, :2])
     assert torch.equal(one[0, -1], model[2].bias)
+
+
+def test_a_backward_block_reads_what_other_invokes_bind(model, inputs):
+    with model.trace() as tracer:
+        with tracer.invoke(inputs[0]):
+            scale = model.embed.output.sum()
+            other = model.blocks[0].output[0]
+        with tracer.invoke(inputs[2]):
+            h = model.embed.output
+            with model.output.square().sum().backward():
+                product = (h.grad * other).save()
+                gradient = h.grad.save()
+            with h.sum().backward():
+                scaled = (h.grad * scale).save()
+    with model.trace(inputs[0]):
+        embedded, (expected, _) = model.embed.output.save(), model.blocks[0].output.save()
+    assert torch.allclose(product, gradient * expected, atol=1e-6)
+    assert torch.allclose(scaled, embedded.sum().expand(1, 4), atol=1e-5)
+
+
+def test_a_name_of_another_invoke_is_not_the_one_from_before_the_trace(model, inputs):
+    scale = 100.0
+    with model.trace() as tracer:
+        with tracer.invoke(inputs[0]):
+            scale = model.embed.output.sum().item()
+        with tracer.invoke(inputs[1]):
+            h = model.embed.output
+            with model.output.sum().backward():
+                seen = (h.grad * 0 + scale).save()
+            expected = torch.tensor(scale).save()
+    assert torch.allclose(seen, expected) and scale == 100.0
+
+
+def test_a_sum_over_backward_blocks(model, inputs):
+    norms = []
+    for x in inputs:
+        with model.trace(x):
+            h = model.embed.output
+            with model.output.square().sum().backward():
+                norms.append(h.grad.norm().item())
+    total = 0
+    with model.trace() as tracer:
+        for x in inputs:
+            with tracer.invoke(x):
+                h = model.embed.output
+                with model.output.square().sum().backward():
+                    total += h.grad.norm().item()
+                total.save()
+    assert total == pytest.approx(sum(norms), rel=1e-4)

@@ -85,6 +85,7 @@ class Block:
     outer: Outer
     cls: str | None  # the class around it, for `self.__private`
     body: list[ast.stmt]  # rewritten
+    shared: frozenset[str] = frozenset()  # names whose reads go through `await_name`
     variants: dict[frozenset[str], Block] = field(default_factory=dict[frozenset[str], "Block"])
 
     @property
@@ -112,9 +113,11 @@ class Block:
             _, global_names = _shared_names(self.names, self.outer, self.cls)
             sharing = Sharing(names, frozenset(global_names))
             module = sharing.visit(copy.deepcopy(ast.Module(self.body, [])))
-            code, _ = _compile(self.site, self.outer, self.cls, module.body, self.names)
+            # a block inside finds the names among those of the code around it
+            body = [_mention(names, self.site), *module.body]
+            code, _ = _compile(self.site, self.outer, self.cls, body, self.names)
             adopt(code, self.site.lines, self.body)
-            self.variants[names] = replace(self, code=code)
+            self.variants[names] = replace(self, code=code, shared=names)
         return self.variants[names]
 
 
@@ -187,6 +190,13 @@ def _plain(node: T) -> T:
     return node
 
 
+def _mention(names: Iterable[str], site: Site) -> ast.stmt:
+    """A statement that never runs, and makes `names` variables of the code that it stands in."""
+    seen = ast.Tuple([load(name, site.node) for name in sorted(names)], ast.Load())
+    statement = ast.If(ast.Constant(False), [ast.Expr(seen)], [])
+    return ast.fix_missing_locations(ast.copy_location(statement, site.node))
+
+
 def _compile(
     site: Site, outer: Outer, cls: str | None, body: list[ast.stmt], names: Names
 ) -> tuple[CodeType, frozenset[str]]:
@@ -199,8 +209,7 @@ def _compile(
     if global_:
         head.append(ast.Global(sorted(global_)))
     if names.mentioned & _LOOKING:  # never run, but who looks around sees all names of the frame
-        seen = ast.Tuple([load(name, site.node) for name in sorted(local)], ast.Load())
-        head.append(ast.If(ast.Constant(False), [ast.Expr(seen)], []))
+        head.append(_mention(local, site))
     block = _function("block", set(), head)
     top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER, GRADIENT}, [block])
     depth = 2

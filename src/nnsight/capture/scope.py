@@ -14,6 +14,7 @@ import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from inspect import CO_OPTIMIZED
@@ -35,6 +36,9 @@ provided: dict[str, Callable[..., Any]] = {GRADIENT: _as_it_is}
 
 running: ContextVar[Scope | None] = ContextVar("nnsight_running_block", default=None)
 """The block that this thread is running, if any: its cells are shared with blocks inside it."""
+
+_awaiting: ContextVar[Callable[[str], Any] | None] = ContextVar("nnsight_awaiting", default=None)
+"""How that block reads the names that it shares with its siblings."""
 
 
 def _stores(code: CodeType, name: str) -> bool:
@@ -114,11 +118,22 @@ class Scope:
             return {}
         outer = running.get()
         inside = outer is not None and outer.block.code is frame.f_code and not self.deferred
-        enclosing = outer.cells if outer is not None and inside else {}
+        enclosing = (
+            outer.enclosing(set(names) - block.bound) if outer is not None and inside else {}
+        )
         values = frame.f_locals
         closures = _closures(frame, values)
         fallback = None if frame.f_code.co_flags & CO_OPTIMIZED else frame
         return {name: self._cell(name, values, enclosing, closures, fallback) for name in names}
+
+    def enclosing(self, names: Iterable[str]) -> dict[str, CellType]:
+        """The cells that a block inside this one takes over, with what siblings bind in them."""
+        found = {name: self.cells[name] for name in names if name in self.cells}
+        await_name = _awaiting.get()
+        for name in self.block.shared.intersection(found) if await_name is not None else ():
+            with suppress(NameError):  # raised where the name is read, if it is
+                found[name] = CellType(await_name(name))
+        return found
 
     def _cell(
         self,
@@ -155,11 +170,12 @@ class Scope:
         body = FunctionType(self.block.code, self.globals, self.block.outer.name, None, closure)
 
         def run() -> None:
-            token = running.set(self)
+            token, before = running.set(self), _awaiting.set(await_name)
             try:
                 body()
             finally:
                 running.reset(token)
+                _awaiting.reset(before)
 
         return run
 
