@@ -632,3 +632,15 @@ def test_a_name_bound_in_the_body_is_saved(model, module, x):
             total.save()
     expected = seen(module, module.cell, lambda: module(x))
     assert torch.allclose(total, sum(expected)) and torch.equal(last, expected[-1])
+
+
+def test_the_steps_of_a_function_that_calls_the_model_twice_after_plain_runs():
+    """What a plain run was seen to do says nothing of a run of the user's own function."""
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    model, x, seen = NNsight(network), torch.randn(1, 4), []
+    with model.trace(x):
+        model[0].output.save()
+    with model.trace(x, fn=lambda x: network(network[0](x))) as tracer:
+        for _ in tracer.iter[:2]:
+            seen.append(model[0].output)
+    assert len(seen) == 2

@@ -325,7 +325,8 @@ class Trace(Tracer):
         def enter(run: Interleaver) -> None:
             if stored:
                 run.at_close(edits.tell_steps, self, run)
-            model._enter(run, self._fn_name(), call)
+            # a function of the user's may call any module any number of times
+            model._enter(run, "" if callable(self.fn) else self._fn_name(), call)
             if self.journal is not None:
                 self.journal.begin(run)
             for opening in self.openings:
