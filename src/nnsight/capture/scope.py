@@ -130,7 +130,9 @@ class Scope:
         """The cells that a block inside this one takes over, with what siblings bind in them."""
         found = {name: self.cells[name] for name in names if name in self.cells}
         await_name = _awaiting.get()
-        for name in self.block.shared.intersection(found) if await_name is not None else ():
+        if await_name is None:
+            return found
+        for name in self.block.shared.intersection(found):
             with suppress(NameError):  # raised where the name is read, if it is
                 found[name] = CellType(await_name(name))
         return found
