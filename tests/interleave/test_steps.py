@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nnsight.interleave.beginning import beginning
 from nnsight.interleave.errors import MissedProviderError, OutOfOrderError
 from nnsight.interleave.location import Location
 from nnsight.interleave.request import Pin, here, read, wait
@@ -63,7 +64,7 @@ def loop(steps: Any, body: Any) -> None:
         run = worker.run
         if run.returned:
             return
-        wait(run.beginning(step, pin.asked), AssertionError)
+        wait(beginning(run, step, pin.asked), AssertionError)
         if run.returned:
             return
         worker.pin, pin.step = pin, step

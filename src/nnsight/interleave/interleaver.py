@@ -8,7 +8,7 @@ back into the model. An `Interleaver` lives for one run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
@@ -294,36 +294,6 @@ class Interleaver:
         self.returned = True
         self.release()
 
-    def beginning(self, step: int, asked: Collection[Location]) -> Callable[[], bool]:
-        """What tells whether the run has begun `step` (or is over): for a loop that has `asked`.
-
-        It is called again and again while the loop waits, so it looks at few places.
-        """
-        passage = self.passage
-        if step == 0 or passage is None:
-            return lambda: step == 0 or self.returned
-        marks = list(passage.marks(asked))
-        for mark in marks:
-            self.watch(mark)
-        beat: Location | None = None
-
-        def begun() -> bool:
-            nonlocal beat
-            if self.returned or passage.step() >= step:
-                return True
-            if beat is not passage.beat and (beat := passage.beat) is not None:
-                self.watch(beat)
-            return any(self._comes_by(mark) > step for mark in marks)
-
-        return begun
-
-    def _comes_by(self, location: Location) -> int:
-        """How often the run has come by `location`, with the visit that it is at."""
-        visit = self._visit
-        if visit is not None and visit.location == location:
-            return visit.number + 1
-        return self.visits.get(location, 0)
-
     def _release(self) -> bool:
         """Let workers go on that waited for another block; whether there was one."""
         found = False
@@ -466,6 +436,13 @@ class Interleaver:
                 raise errors.ended(location)
             raise self._passed(worker, request, location)
         return False, None
+
+    def comes_by(self, location: Location) -> int:
+        """How often the run has come by `location`, with the visit that it is at."""
+        visit = self._visit
+        if visit is not None and visit.location == location:
+            return visit.number + 1
+        return self.visits.get(location, 0)
 
     def watches(self, location: Location) -> bool:
         """Whether somebody has asked for values at `location`."""

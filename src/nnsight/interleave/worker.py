@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -29,10 +29,6 @@ class Run(Protocol):
     typical: bool
     returned: bool
     result: Location | None
-
-    def beginning(self, step: int, asked: Collection[Location]) -> Callable[[], bool]:
-        """What tells whether the run has begun `step`, for a loop that has asked for `asked`."""
-        ...
 
     def expect(self, worker: Any, request: Request) -> tuple[bool, Any]:
         """Take in what a worker is about to park for: whether the answer is at hand, and it."""

@@ -18,6 +18,7 @@ from nnsight.capture.saving import save
 from nnsight.capture.traceback import warn
 from nnsight.capture.tracer import Tracer
 from nnsight.interleave import errors
+from nnsight.interleave.beginning import beginning
 from nnsight.interleave.request import Pin, here, wait
 from nnsight.interleave.worker import Worker
 
@@ -91,7 +92,7 @@ def _reach(worker: Worker, step: int, pin: Pin) -> bool:
     run = worker.run
     if run is None or run.returned:
         return False
-    begun = run.beginning(step, pin.asked)
+    begun = beginning(run, step, pin.asked)
     wait(begun, lambda: errors.InternalError("a loop over steps was left waiting"))
     return not run.returned
 

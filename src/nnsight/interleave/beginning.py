@@ -1,0 +1,32 @@
+"""When a step begins, for a loop over steps that waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from nnsight.interleave.interleaver import Interleaver
+from nnsight.interleave.location import Location
+
+
+def beginning(run: Interleaver, step: int, asked: Collection[Location]) -> Callable[[], bool]:
+    """What tells whether `run` has begun `step`, or is over: for a loop that has `asked`.
+
+    It is called again and again while the loop waits, so it looks at few places.
+    """
+    passage = run.passage
+    if step == 0 or passage is None:
+        return lambda: step == 0 or run.returned
+    marks = list(passage.marks(asked))
+    for mark in marks:
+        run.watch(mark)
+    beat: Location | None = None
+
+    def begun() -> bool:
+        nonlocal beat
+        if run.returned or passage.step() >= step:
+            return True
+        if beat is not passage.beat and (beat := passage.beat) is not None:
+            run.watch(beat)
+        return any(run.comes_by(mark) > step for mark in marks)
+
+    return begun
