@@ -110,6 +110,22 @@ def test_arguments_of_every_kind(watched: bool):
         probed()
 
 
+def test_functions_inside_keep_their_names():
+    class Named(nn.Module):
+        def forward(self) -> list[str]:
+            class Inner:
+                def method(self) -> None: ...
+
+            def nested() -> None: ...
+
+            return [Inner.__qualname__, Inner.method.__qualname__, nested.__qualname__]
+
+    module = Named()
+    expected = module()
+    probe(module, _Run(), watched=True)
+    assert module() == expected and expected[0].endswith("Named.forward.<locals>.Inner")
+
+
 TORCH: dict[str, tuple[Any, list[torch.Tensor]]] = {}
 
 

@@ -11,6 +11,7 @@ Operations are numbered in the order in which Python runs them.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -250,7 +251,24 @@ def _compiled(node: Def, function: FunctionType) -> CodeType:
     code = compile(tree, old.co_filename, "exec", old.co_flags & FUTURES, dont_inherit=True)
     for name in (_FACTORY, node.name):
         code = next(inner for inner in _inside(code) if inner.co_name == name)
-    return code
+    around = f"{cls}.{_FACTORY}" if cls is not None else _FACTORY
+    qualname = getattr(old, "co_qualname", function.__qualname__)
+    return _requalified(code, f"{around}.<locals>.{node.name}", qualname)
+
+
+def _requalified(code: CodeType, ours: str, theirs: str) -> CodeType:
+    """`code` with its functions and classes called what they are called in the original."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, CodeType):
+            return _requalified(value, ours, theirs)
+        inside = isinstance(value, str) and value.startswith(ours)
+        return theirs + value[len(ours) :] if inside else value
+
+    code = code.replace(co_consts=tuple(map(known, code.co_consts)))
+    if sys.version_info < (3, 11):
+        return code
+    return code.replace(co_qualname=known(code.co_qualname))
 
 
 def _inside(code: CodeType) -> Iterator[CodeType]:
@@ -278,7 +296,7 @@ def _same(one: CodeType, other: CodeType) -> bool:
 def _same_constant(one: object, other: object) -> bool:
     if isinstance(one, CodeType) and isinstance(other, CodeType):
         return _same(one, other)
-    if isinstance(one, str) and "<locals>" in one:  # 3.10 keeps qualified names as constants
+    if isinstance(one, str) and "<locals>" in one:  # a qualified name
         return isinstance(other, str)
     return type(one) is type(other) and (one == other or repr(one) == repr(other))
 
