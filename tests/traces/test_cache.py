@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import threading
 import weakref
 from collections.abc import Iterator
 
@@ -255,6 +256,29 @@ def test_calls_beside_the_model_are_not_kept(model):
         model.unused(model.embed.output)
         model.layers[0].attn(X)
     assert "unused" not in cache and len(cache["layers.0.attn"].visits) == 1
+
+
+def test_two_threads_keep_their_own(model, module):
+    found: dict[int, Cache] = {}
+    both = threading.Barrier(2)
+
+    def run(number: int) -> None:
+        for _ in range(20):
+            both.wait()
+            with model.trace(X * number) as tracer:
+                cache = tracer.cache()
+            found[number] = cache
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, cache in found.items():
+        for path, visits in raw(module, X * number).items():
+            assert len(cache[path].visits) == len(visits)
+            for entry, (_, output) in zip(cache[path].visits, visits, strict=True):
+                torch.testing.assert_close(list(nnsight.nested.leaves(entry.output)), output)
 
 
 # --- how it keeps them ----------------------------------------------------------------------------

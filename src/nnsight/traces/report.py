@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from nnsight.capture.block import Block
 from nnsight.traces.journal import IN_PLACE, REPLACED, UNMET, Event
@@ -169,13 +170,16 @@ def _told(event: Event) -> str:
 # --- whether a report is asked for ----------------------------------------------------------------
 
 
+_known: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
+
+
 def wants_report(block: Block) -> bool:
     """Whether the code from the `with` of a block on shows its tracer: `tracer.report()`,
     `print(tracer)`, or a line with its name alone, as at the end of a notebook cell.
     """
-    known = vars(block).get("_wants_report")
+    known = _known.get(block)
     if known is None:  # it depends on the source alone, so it is looked up once
-        known = vars(block)["_wants_report"] = _mentions_tracer(block)
+        known = _known[block] = _mentions_tracer(block)
     return known
 
 
