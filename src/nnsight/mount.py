@@ -46,6 +46,8 @@ def mount_backward() -> None:
 
     @functools.wraps(plain)
     def backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a compiler goes on into torch's own method
+            return plain(self, *args, **kwargs)
         if len(args) < 2 and kwargs.get("retain_graph") is None and shares_graph():
             kwargs["retain_graph"] = True
         call = functools.partial(plain, self, *args, **kwargs)

@@ -314,6 +314,20 @@ def test_torch_autograd_backward_and_subclasses():
     assert y.grad.tolist() == [6, 6, 6]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, without us too
+def test_a_compiled_function_goes_backward_as_without_us():
+    """The compiler does not stop at our method."""
+    weight = torch.ones(3, requires_grad=True)
+
+    def step(x):
+        loss = (x * weight).sum()
+        loss.backward()
+        return loss
+
+    torch.compile(step, backend="eager")(torch.ones(3))
+    assert weight.grad.tolist() == [1, 1, 1]
+
+
 def test_a_big_body_and_managers_after_ours():
     """A jump over a body of many lines is written with one instruction more."""
     lines = "\n".join(f"    n{i} = {i} + n" for i in range(200))
