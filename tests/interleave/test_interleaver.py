@@ -7,9 +7,9 @@ import torch
 
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch, Rows
-from nnsight.interleave.interleaver import outcome
 from nnsight.interleave.location import SKIP
 from nnsight.interleave.request import read, wait, write
+from nnsight.interleave.visit import outcome
 from tests.interleave.scripted import Script
 from tests.interleave.small import WIDTH, at_work, net
 

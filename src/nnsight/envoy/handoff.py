@@ -22,8 +22,9 @@ from typing import Any, Protocol
 from torch.nn import Module
 
 from nnsight.envoy.passage import Passage, Survey, eager, is_compiled
-from nnsight.interleave.interleaver import Interleaver, outcome
+from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
+from nnsight.interleave.visit import outcome
 
 _numbers = itertools.count()
 

@@ -22,8 +22,9 @@ from nnsight.envoy import errors
 from nnsight.envoy.decorated import innermost, like, with_inner
 from nnsight.envoy.listing import Listing, Several
 from nnsight.envoy.rewrite import BIND, CALL, UNPACK, rewritten
-from nnsight.interleave.interleaver import Interleaver, outcome
+from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
+from nnsight.interleave.visit import outcome
 
 FUNCTION = "function"
 """The kind of location where an operation's function is met, before it is called."""

@@ -15,18 +15,16 @@ from typing import Any, Protocol
 
 import torch
 
-from nnsight import nested
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, Cut, Rows, assemble
-from nnsight.interleave.checkpoint import Region, Script, fingerprint, region_at
-from nnsight.interleave.location import SKIP, Location, Passage
-from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request
-from nnsight.interleave.row_gradients import Pieces
+from nnsight.interleave.batching import Batch, Cut, Rows
+from nnsight.interleave.checkpoint import Script, fingerprint, region_at
+from nnsight.interleave.location import Location, Passage
+from nnsight.interleave.request import WAIT, WRITE, Request
+from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 
 Observer = Callable[[Location, Any], None]
-_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
 class Journal(Protocol):
@@ -47,27 +45,6 @@ class Journal(Protocol):
     def turned(self, worker: Worker) -> None:
         """A block has run."""
         ...
-
-
-class _Visit:
-    """One visit of the run at one location, while workers are being answered there."""
-
-    def __init__(
-        self, location: Location, number: int, first: bool, value: Any, split: bool
-    ) -> None:
-        self.location = location
-        self.number = number
-        self.first = first  # that the run comes by there, whatever its number
-        self.value = value
-        # of torch on the model's side, where values are cut
-        self.state: tuple[Any, ...] | None = ambient.brief() if split else None
-        # rows that blocks were given, which gradients must reach
-        self.pieces = Pieces() if self.state is not None and self.state[0] else None
-        self.region: Region | None = None  # of activation checkpointing, that the model is in
-        self.skips: dict[Rows | None, Any] = {}
-        self.readers: list[Worker] = []  # the blocks that hold rows of the value
-        # containers made for one block, each with the value that it is a part of
-        self.handed: dict[Worker, tuple[Any, Any]] = {}
 
 
 class Interleaver:
@@ -102,7 +79,7 @@ class Interleaver:
         self.thread = threading.get_ident()
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        self._visit: _Visit | None = None
+        self._visit: Visit | None = None
         # tensors replaced by one block, each with the blocks that had read their rows of it before
         self._cuts: list[tuple[Cut, list[Worker]]] = []
         self._watched: set[Location] = set()
@@ -138,12 +115,12 @@ class Interleaver:
         if self.stopping:
             raise errors.Stop
 
-    def _visit_at(self, location: Location, value: Any) -> _Visit:
+    def _visit_at(self, location: Location, value: Any) -> Visit:
         passed = number = self.visits.get(location, 0)
         if self.passage is not None:  # a module that some step left out is counted as if it had run
             number = max(number, self.passage.step())
-        visit = _Visit(location, number, not passed, value, self.batch.split)
-        visit.region = region = region_at(self, self.grad)
+        region = region_at(self, self.grad)
+        visit = Visit(location, number, not passed, value, self.batch, self._cuts, region)
         before = [] if region is None else fingerprint(value)
         outer, self._visit = self._visit, visit
         if self.passage is not None and threading.get_ident() == self.thread:
@@ -165,22 +142,17 @@ class Interleaver:
             raise errors.Stop
         return visit
 
-    def _answer_all(self, visit: _Visit) -> bool:
+    def _answer_all(self, visit: Visit) -> bool:
         """Answer every worker parked at this visit; whether there was one."""
         found = False
         for worker in self.workers:
-            while (request := worker.request) is not None and self._is_for(request, visit):
+            while (request := worker.request) is not None and visit.is_for(request):
                 found = True
                 self.last = visit.location
                 self._answer(worker, request, visit)
         return found
 
-    def _is_for(self, request: Request, visit: _Visit) -> bool:
-        if request.location != visit.location:
-            return False
-        return request.visit == visit.number or (visit.first and not request.pinned)
-
-    def _answer(self, worker: Worker, request: Request, visit: _Visit) -> None:
+    def _answer(self, worker: Worker, request: Request, visit: Visit) -> None:
         try:
             answer = self._serve(worker, request, visit)
         except Exception as error:  # a replacement that does not fit: raised at the block's line
@@ -188,66 +160,15 @@ class Interleaver:
         else:
             self._turn(worker, partial(worker.resume, answer))
 
-    def _serve(self, worker: Worker, request: Request, visit: _Visit) -> Any:
+    def _serve(self, worker: Worker, request: Request, visit: Visit) -> Any:
         """Do what a request asks for, at the visit it asks for."""
         before = visit.value
-        answer = self._act(worker, request, visit)
+        answer = visit.act(worker, request)
+        if request.action == WRITE:
+            self.written.append(visit.location)
         if self.journal is not None:
             self.journal.served(worker, request, visit.number, before, answer)
         return answer
-
-    def _act(self, worker: Worker, request: Request, visit: _Visit) -> Any:
-        if _transforming() is not None:
-            raise errors.transformed(visit.location)
-        if request.action == READ:
-            return self._read(worker, visit)
-        if visit.region is not None:
-            visit.region.refuse(visit.location)
-        if request.action == WRITE:
-            visit.value = self._replace(worker, request.value, visit)
-            self.written.append(visit.location)
-            self._hand(worker, request.value, visit)
-        elif request.action == GATE:
-            visit.skips[worker.rows] = request.value
-        return None
-
-    def _read(self, worker: Worker, visit: _Visit) -> Any:
-        own, whole = visit.handed.get(worker, (None, None))
-        if whole is visit.value and whole is not None:  # the very object that it has already
-            return own
-        note = None if visit.pieces is None else partial(visit.pieces.add, worker)
-        own = self.batch.narrow(visit.value, worker.rows, visit.location, note)
-        if own is not visit.value:
-            self._hand(worker, own, visit)
-            visit.readers.append(worker)
-        return own
-
-    def _replace(self, worker: Worker, new: Any, visit: _Visit) -> Any:
-        cuts: list[Cut] = []
-        value = self.batch.widen(visit.value, worker.rows, new, visit.location, cuts)
-        if others := [w for w in visit.readers if w is not worker]:
-            self._cuts += [(cut, others) for cut in cuts]
-        return value
-
-    def _hand(self, worker: Worker, own: Any, visit: _Visit) -> None:
-        """Remember a container that only one block has: its changes are put back."""
-        if self.batch.split and worker.rows is not None and nested.parts(own):
-            visit.handed[worker] = own, visit.value
-
-    def _take_changes(self, worker: Worker, visit: _Visit) -> None:
-        """Put back what a block changed in a list or a dict that was made for it alone."""
-        own, whole = visit.handed.get(worker, (None, None))
-        if whole is not visit.value or whole is None:
-            return
-        try:
-            visit.value = self._replace(worker, own, visit)
-        except errors.BatchError as error:
-            del visit.handed[worker]
-            if not worker.alive:
-                raise
-            self._turn(worker, partial(worker.refuse, error))
-        else:
-            visit.handed[worker] = own, visit.value
 
     def _turn(self, worker: Worker, give: Callable[[], None]) -> None:
         """Give a worker its turn, and take note of how it ended."""
@@ -278,7 +199,12 @@ class Interleaver:
             self.stopping = True
         visit = self._visit
         if visit is not None and visit.handed:
-            self._take_changes(worker, visit)
+            try:
+                visit.take_changes(worker)
+            except errors.BatchError as error:
+                if not worker.alive:
+                    raise
+                self._turn(worker, partial(worker.refuse, error))
         if visit is not None and visit.pieces is not None:
             visit.value = visit.pieces.with_leaves(visit.value)
 
@@ -420,7 +346,7 @@ class Interleaver:
         if location.owner.tree is not self.tree:
             raise errors.other_tree(location, self.tree)
         visit = self._visit
-        if visit is not None and self._is_for(request, visit):
+        if visit is not None and visit.is_for(request):
             if visit.state is not None and visit.state != ambient.brief():
                 return False, None  # cut and join rows as the model would, not as this block
             return True, self._serve(worker, request, visit)
@@ -461,19 +387,3 @@ class Interleaver:
                 self.visits.setdefault(location, before)
             location.owner.watch(location.kind, self)
             self._watched.add(location)
-
-
-def outcome(
-    batch: Batch, location: Location, skips: dict[Rows | None, Any], run: Callable[[], Any]
-) -> Any:
-    """What a module gives when blocks skip it: their values, and for the other rows its own."""
-    whole = [value for rows, value in skips.items() if rows is None or not batch.split]
-    if whole:
-        return whole[-1]
-    parts = [(rows, value) for rows, value in skips.items() if rows is not None]
-    if sum(rows.size for rows, _ in parts) == batch.total:
-        return assemble(parts, location)
-    result = run()
-    for rows, value in parts:
-        result = batch.widen(result, rows, value, Location(location.owner, SKIP))
-    return result

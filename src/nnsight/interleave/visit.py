@@ -1,0 +1,132 @@
+"""`Visit`: one value on its way through the model, while blocks are being answered there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from nnsight import nested
+from nnsight.interleave import ambient, errors
+from nnsight.interleave.batching import Batch, Cut, Rows, assemble
+from nnsight.interleave.checkpoint import Region
+from nnsight.interleave.location import SKIP, Location
+from nnsight.interleave.request import GATE, READ, WRITE, Request
+from nnsight.interleave.row_gradients import Pieces
+from nnsight.interleave.worker import Worker
+
+_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
+
+
+class Visit:
+    """One visit of the run at one location.
+
+    Args:
+        location: where.
+        number: which of the run's visits there, from 0.
+        first: whether it is the first, whatever its number.
+        value: what the model has there; replaced as blocks replace it.
+        batch: how the rows of the value belong to the blocks.
+        cuts: takes the tensors that one block replaces, with the others that hold rows of them.
+        region: of activation checkpointing, that the model is in.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        number: int,
+        first: bool,
+        value: Any,
+        batch: Batch,
+        cuts: list[tuple[Cut, list[Worker]]],
+        region: Region | None,
+    ) -> None:
+        self.location, self.number, self.first, self.value = location, number, first, value
+        self.batch, self.cuts, self.region = batch, cuts, region
+        # of torch on the model's side, where values are cut
+        self.state: tuple[Any, ...] | None = ambient.brief() if batch.split else None
+        # rows that blocks were given, which gradients must reach
+        self.pieces = Pieces() if self.state is not None and self.state[0] else None
+        self.skips: dict[Rows | None, Any] = {}
+        self.readers: list[Worker] = []  # the blocks that hold rows of the value
+        # containers made for one block, each with the value that it is a part of
+        self.handed: dict[Worker, tuple[Any, Any]] = {}
+
+    def is_for(self, request: Request) -> bool:
+        """Whether this is the visit that a block waits for."""
+        if request.location != self.location:
+            return False
+        return request.visit == self.number or (self.first and not request.pinned)
+
+    def act(self, worker: Worker, request: Request) -> Any:
+        """Do what a block asks for; the answer to a read is its rows.
+
+        Raises:
+            BatchError: a replacement does not fit.
+            NotImplementedError: the value is inside a transform of torch.func.
+        """
+        if _transforming() is not None:
+            raise errors.transformed(self.location)
+        if request.action == READ:
+            return self._read(worker)
+        if self.region is not None:
+            self.region.refuse(self.location)
+        if request.action == WRITE:
+            self._replace(worker, request.value)
+            self._hand(worker, request.value)
+        elif request.action == GATE:
+            self.skips[worker.rows] = request.value
+        return None
+
+    def _read(self, worker: Worker) -> Any:
+        own, whole = self.handed.get(worker, (None, None))
+        if whole is self.value and whole is not None:  # the very object that it has already
+            return own
+        note = None if self.pieces is None else partial(self.pieces.add, worker)
+        own = self.batch.narrow(self.value, worker.rows, self.location, note)
+        if own is not self.value:
+            self._hand(worker, own)
+            self.readers.append(worker)
+        return own
+
+    def _replace(self, worker: Worker, new: Any) -> None:
+        cuts: list[Cut] = []
+        self.value = self.batch.widen(self.value, worker.rows, new, self.location, cuts)
+        if others := [reader for reader in self.readers if reader is not worker]:
+            self.cuts += [(cut, others) for cut in cuts]
+
+    def _hand(self, worker: Worker, own: Any) -> None:
+        """Remember a container that only one block has: its changes are put back."""
+        if self.batch.split and worker.rows is not None and nested.parts(own):
+            self.handed[worker] = own, self.value
+
+    def take_changes(self, worker: Worker) -> None:
+        """Put back what a block changed in a list or a dict that was made for it alone.
+
+        Raises:
+            BatchError: what it is now does not fit; it is forgotten.
+        """
+        own, whole = self.handed.get(worker, (None, None))
+        if whole is not self.value or whole is None:
+            return
+        del self.handed[worker]
+        self._replace(worker, own)
+        self.handed[worker] = own, self.value
+
+
+def outcome(
+    batch: Batch, location: Location, skips: dict[Rows | None, Any], run: Callable[[], Any]
+) -> Any:
+    """What a module gives when blocks skip it: their values, and for the other rows its own."""
+    whole = [value for rows, value in skips.items() if rows is None or not batch.split]
+    if whole:
+        return whole[-1]
+    parts = [(rows, value) for rows, value in skips.items() if rows is not None]
+    if sum(rows.size for rows, _ in parts) == batch.total:
+        return assemble(parts, location)
+    result = run()
+    for rows, value in parts:
+        result = batch.widen(result, rows, value, Location(location.owner, SKIP))
+    return result
