@@ -30,11 +30,12 @@ from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.value import Value
+from nnsight.traces.function import run_function, run_now
 from nnsight.traces.layout import Layout
 from nnsight.traces.model import Inputs
 from nnsight.traces.scan import Scan
 from nnsight.traces.steps import Iter, Steps, advance
-from nnsight.traces.trace import Trace, run_function, run_now
+from nnsight.traces.trace import Trace
 
 Rename = Mapping["str | type", "str | Sequence[str]"]
 

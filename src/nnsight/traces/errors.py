@@ -233,3 +233,42 @@ def no_report() -> ValueError:
         "`tracer.report()` or `print(tracer)` in the function (or the cell) of the `with`, or "
         "`with model.trace(x, report=True) as tracer:`."
     )
+
+
+def same_model(path: str) -> ValueError:
+    return ValueError(
+        f"Cannot invoke during an active model execution / interleaving: `{path}` is in the model "
+        "that runs beside this block. Give the second input to an invoke of the same trace, or "
+        "open the second trace after the first has ended. (A trace of another model may stand "
+        "here, and `model.layer(x)` runs one module.)"
+    )
+
+
+def no_rows() -> ValueError:
+    return ValueError(
+        "this input has no rows: its first dimension is 0, so there is nothing to run the model "
+        "on. Give at least one row, or no input at all (an empty `tracer.invoke()` sees the whole "
+        "batch)."
+    )
+
+
+def nothing_to_run() -> ValueError:
+    return ValueError(
+        "trace() needs an input, or at least one `with tracer.invoke(...)` block with an input: "
+        "the model did not execute. Write `with model.trace(x):`, or `with model.trace() as "
+        "tracer:` and `with tracer.invoke(x):` in it."
+    )
+
+
+def invoke_beside_input() -> ValueError:
+    return ValueError(
+        "Cannot invoke: this trace was given an input of its own, so its block is the only one. "
+        "Give the inputs to the invokes: `with model.trace() as tracer:`."
+    )
+
+
+def invoke_without_trace() -> ValueError:
+    return ValueError(
+        "Cannot invoke: this trace is not open, so no forward is to come that the input could "
+        "join. Write the invoke inside `with model.trace() as tracer:`."
+    )

@@ -12,7 +12,7 @@ import torch
 
 from nnsight.capture import traceback
 from nnsight.capture.errors import NestedTraceError
-from nnsight.capture.saving import Saves, save, saves
+from nnsight.capture.saving import save
 from nnsight.capture.tracer import Backend, Tracer
 from nnsight.config import CONFIG
 from nnsight.interleave import errors
@@ -26,7 +26,14 @@ from nnsight.interleave.worker import Worker
 from nnsight.traces import edits
 from nnsight.traces.barrier import Barrier
 from nnsight.traces.cache import Cache, Opening, open_cache
-from nnsight.traces.errors import no_report
+from nnsight.traces.errors import (
+    invoke_beside_input,
+    invoke_without_trace,
+    no_report,
+    no_rows,
+    nothing_to_run,
+    same_model,
+)
 from nnsight.traces.invoke import Invoke, refuse_inside_run
 from nnsight.traces.journal import Journal
 from nnsight.traces.model import Inputs, Model
@@ -96,15 +103,9 @@ class Trace(Tracer):
             ValueError: called inside a block that already has its input.
         """
         if self._size():
-            raise ValueError(
-                "Cannot invoke: this trace was given an input of its own, so its block is the only "
-                "one. Give the inputs to the invokes: `with model.trace() as tracer:`."
-            )
+            raise invoke_beside_input()
         if self.scope is None:
-            raise ValueError(
-                "Cannot invoke: this trace is not open, so no forward is to come that the input "
-                "could join. Write the invoke inside `with model.trace() as tracer:`."
-            )
+            raise invoke_without_trace()
         refuse_inside_run()
         return Invoke(self.take, Inputs(args, kwargs))
 
@@ -275,7 +276,7 @@ class Trace(Tracer):
         sizes = [_rows_in(self.model, invoke.given) for invoke in self.invokes]
         given = [i.given for i, size in zip(self.invokes, sizes, strict=True) if size]
         if not given:
-            raise _nothing_to_run()
+            raise nothing_to_run()
         args, kwargs = self.model._batch(given, self._fn_name())
         for invoke, size in zip(self.invokes, sizes, strict=True):
             if not size:
@@ -395,12 +396,7 @@ def refuse_same_model(model: Model) -> None:
     """
     worker = here.worker
     if worker is not None and worker.tree is model.tree:
-        raise ValueError(
-            f"Cannot invoke during an active model execution / interleaving: `{model.path}` is in "
-            "the model that runs beside this block. Give the second input to an invoke of the same "
-            "trace, or open the second trace after the first has ended. (A trace of another model "
-            "may stand here, and `model.layer(x)` runs one module.)"
-        )
+        raise same_model(model.path)
 
 
 def _rows_in(model: Model, given: Inputs) -> int:
@@ -411,64 +407,5 @@ def _rows_in(model: Model, given: Inputs) -> int:
     """
     size = model._batch_size(*given.args, **given.kwargs)
     if not size and given.args:
-        raise ValueError(
-            "this input has no rows: its first dimension is 0, so there is nothing to run the "
-            "model on. Give at least one row, or no input at all (an empty `tracer.invoke()` sees "
-            "the whole batch)."
-        )
+        raise no_rows()
     return size
-
-
-def _nothing_to_run() -> ValueError:
-    return ValueError(
-        "trace() needs an input, or at least one `with tracer.invoke(...)` block with an input: "
-        "the model did not execute. Write `with model.trace(x):`, or `with model.trace() as "
-        "tracer:` and `with tracer.invoke(x):` in it."
-    )
-
-
-def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
-    """Run `fn(tracer, model)` beside the model: the callable form, which needs no source.
-
-    Returns:
-        What `fn` returned.
-
-    Raises:
-        ValueError: no input was given.
-    """
-    refuse_same_model(trace.model)
-    returned: list[Any] = []
-    worker = Worker(lambda: returned.append(fn(trace, trace.model)), where=_where(fn))
-    trace.reporting = "report" in getattr(getattr(fn, "__code__", None), "co_names", ())
-    run_now(trace, [worker])
-    return returned[0] if returned else None
-
-
-def run_now(trace: Trace, workers: list[Worker]) -> Any:
-    """Run a trace that has no block of its own, with `workers` beside it.
-
-    Returns:
-        What the model returned.
-
-    Raises:
-        ValueError: no input was given.
-    """
-    if not (size := trace._size()):
-        raise _nothing_to_run()
-    args, kwargs = trace.model._batch([trace.given], trace._fn_name())
-    token = saves.set(Saves()) if saves.get() is None else None
-    try:
-        return trace.run_workers(workers, args, kwargs, size, split=False)
-    except BaseException as error:
-        traceback.clean(error)
-        raise
-    finally:
-        trace.release()
-        if token is not None:
-            saves.reset(token)
-
-
-def _where(fn: Callable[..., Any]) -> str:
-    """`file, line n` of a function, or what it is where it has no lines."""
-    code = getattr(getattr(fn, "func", fn), "__code__", None)
-    return repr(fn) if code is None else f"{code.co_filename}, line {code.co_firstlineno}"
