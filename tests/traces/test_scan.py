@@ -229,3 +229,55 @@ def test_an_edited_view_shares_the_weights(gpt2_folder):
     with model.trace("Hello"):
         value = model.transformer.h[0].output.save()
     assert value.any()
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "block"])
+def test_a_backward_leaves_no_gradients(plain):
+    module, outside = nn.Linear(4, 1), torch.ones(1, requires_grad=True)
+    module.bias.grad = earlier = torch.full((1,), 3.0)
+    with NNsight(module).scan(X) as tracer:
+        loss = (tracer.output * outside).sum()
+        if plain:
+            loss.backward()
+        else:
+            with loss.backward():
+                pass
+    assert module.weight.grad is None and outside.grad is None
+    assert module.bias.grad is earlier and earlier.item() == 3
+    module(X).sum().backward()
+    assert torch.equal(module.weight.grad, X.sum(0, keepdim=True))
+    assert module.bias.grad.item() == 5
+
+
+def test_gradients_cleared_in_a_scan_are_there_after_it():
+    module = nn.Linear(4, 1)
+    module.weight.grad = earlier = torch.ones(1, 4)
+    with NNsight(module).scan(X) as tracer:
+        module.zero_grad()
+        tracer.output.sum().backward()
+    assert module.weight.grad is earlier and module.bias.grad is None
+
+
+def test_what_is_changed_in_place_gets_no_history():
+    class Running(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            self.total.add_(out.sum())
+            return out
+
+    module, outside = Running(4, 1), torch.zeros(2, 1)
+    module.register_buffer("total", torch.zeros(()))
+    with NNsight(module).scan(X) as tracer:
+        outside[:] = tracer.output
+    for tensor in (module.total, outside):
+        assert tensor.grad_fn is None and not tensor.requires_grad and not tensor.any()
+
+
+def test_weights_that_are_not_there_get_no_gradients():
+    with torch.device("meta"):
+        module = nn.Linear(4, 1)
+    with NNsight(module).scan(X) as tracer:
+        loss = tracer.output.sum()
+        with loss.backward():
+            shape = module.weight.grad.shape
+    assert shape == (1, 4) and module.weight.grad is None

@@ -34,14 +34,22 @@ class Fakes(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.met: dict[int, _Graph] = {}  # real tensors by id, as autograd had them at first
 
     def fake(self, value: Any) -> Any:
         """A fake tensor like `value`; the same one each time. Anything else stays as it is."""
+        if isinstance(value, torch.Tensor):
+            self.meet(value)
         if type(value) not in _REAL:
             return value
         if value.is_meta:
             return self.fake_tensor_converter.from_meta_and_device(self, value, _CPU)
         return self.from_tensor(value)
+
+    def meet(self, tensor: torch.Tensor) -> None:
+        """Remember what autograd knows of a real tensor, which it would write fakes to."""
+        if type(tensor) is not FakeTensor and id(tensor) not in self.met:
+            self.met[id(tensor)] = _Graph(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,6 +84,21 @@ def _known(args: Iterable[Any]) -> bool:
 def _holds_fake(value: Any) -> bool:
     members = dict(enumerate(value)) if isinstance(value, (set, frozenset)) else value
     return any(isinstance(leaf, FakeTensor) for leaf in nested.leaves(members))
+
+
+class _Graph:
+    """What autograd knew of a real tensor before a scan: its gradient, and whether it has any."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.needed = tensor, tensor.requires_grad
+        self.grad = tensor.grad if tensor.is_leaf else None
+
+    def restore(self) -> None:
+        tensor = self.tensor
+        if not self.needed and tensor.grad_fn is not None:  # changed in place, by something fake
+            tensor.detach_()
+        if tensor.is_leaf and tensor.grad is not self.grad:
+            tensor.grad = self.grad
 
 
 # --- the modules, as they were --------------------------------------------------------------------
@@ -131,14 +154,20 @@ class _Quiet(logging.Filter):
 
 @contextmanager
 def fake_world(module: Module) -> Generator[Fakes]:
-    """Compute with fakes on this thread meanwhile; afterwards nothing fake is on `module`."""
+    """Compute with fakes on this thread meanwhile; afterwards nothing fake is on `module`, nor on
+    any real tensor that the computation has met.
+    """
     before = [_Before(inner) for inner in module.modules()]
+    fakes = Fakes()
+    for tensor in (*module.parameters(), *module.buffers()):
+        fakes.meet(tensor)
     quiet = _Quiet()
     _LOG.addFilter(quiet)
     try:
-        with Fakes() as fakes:
+        with fakes:
             yield fakes
     finally:
         _LOG.removeFilter(quiet)
-        for entry in before:
+        for entry in (*before, *fakes.met.values()):
             entry.restore()
+        fakes.met.clear()
