@@ -443,3 +443,123 @@ def test_reads_in_three_blocks_meet_in_any_order(order, sources):
         for mine, expected in zip(cells["kept"][n], solo[n], strict=True):
             assert torch.allclose(mine, expected)
         assert torch.allclose(cells["kept"]["v", n], solo[sources[n]][1])
+
+
+# --- names that loops over steps bind ----------------------------------------------------------
+
+
+class Counter(nn.Module):
+    """Two places on the way, and a method that goes by them at each of three steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.late = nn.Identity(), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.late(self.early(x))
+
+    def roll(self, x: torch.Tensor) -> torch.Tensor:
+        outs: list[torch.Tensor] = []
+        for _ in range(3):
+            x = self(x) + 1
+            outs.append(x)
+        return torch.cat(outs, 1)
+
+
+ZERO, HUNDRED = torch.zeros(1, 1), torch.full((1, 1), 100.0)
+
+
+@pytest.fixture(params=["first run", "later run"])
+def counter(request):
+    model = NNsight(Counter())
+    if request.param == "later run":
+        with model.trace(ZERO, fn="roll"):
+            model.early.output.sum()
+    yield model
+    assert hooks_on(model._module) == []
+
+
+def test_a_block_at_a_step_gets_the_value_of_that_step(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(ZERO):
+            for _ in tracer.iter[:]:
+                moved = counter.early.output
+        with tracer.invoke(HUNDRED):
+            for _ in tracer.iter[:]:
+                counter.late.output = moved
+            changed = tracer.result.save()
+    assert changed.tolist() == [[1, 2, 3]]
+
+
+def test_so_does_a_block_before_the_one_that_binds_it(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(HUNDRED):
+            with tracer.all():
+                counter.late.output = doubled  # noqa: F821  (the block below binds it)
+            changed = tracer.result.save()
+        with tracer.invoke(ZERO):
+            with tracer.all():
+                doubled = counter.early.output * 2  # noqa: F841
+    assert changed.tolist() == [[1, 3, 5]]
+
+
+def test_from_step_to_step_along_three_blocks(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(HUNDRED):
+            for _ in tracer.iter[:]:
+                counter.late.output = second  # noqa: F821  (the block below binds it)
+            changed = tracer.result.save()
+        with tracer.invoke(HUNDRED):
+            for _ in tracer.iter[:]:
+                second = first * 10  # noqa: F821, F841  (the block below binds it)
+        with tracer.invoke(ZERO):
+            for _ in tracer.iter[:]:
+                first = counter.early.output  # noqa: F841
+    assert changed.tolist() == [[1, 11, 21]]
+
+
+def test_a_value_stays_where_the_loop_does_not_bind_it_again(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(ZERO):
+            for _ in tracer.iter[:2]:
+                short = counter.early.output
+        with tracer.invoke(ZERO):
+            for _ in tracer.iter[::2]:
+                other = counter.early.output
+        with tracer.invoke(ZERO):
+            for step in tracer.iter[:]:
+                if step != 1:
+                    some = counter.early.output
+        with tracer.invoke(HUNDRED):
+            seen = [].save()
+            for _ in tracer.iter[:]:
+                seen.append([short.item(), other.item(), some.item()])
+                counter.late.output.sum()
+    assert seen == [[0, 0, 0], [1, 0, 0], [1, 2, 2]]
+
+
+def test_a_block_that_is_at_no_step_takes_what_there_is(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(ZERO):
+            for _ in tracer.iter[:]:
+                value = counter.early.output
+        with tracer.invoke(HUNDRED):
+            first = value.save()
+            result = tracer.result.save()
+            last = value.save()
+    assert first.item() == 0 and last.item() == 2 and result[0, 0] == 101
+
+
+def test_blocks_that_wait_for_each_other_at_a_later_step(counter):
+    with pytest.raises(NameError, match="Break the circle"):
+        with counter.trace(fn="roll") as tracer:
+            with tracer.invoke(ZERO):
+                for step in tracer.iter[:]:
+                    if step:
+                        counter.late.output = two  # noqa: F821  (the block below binds it)
+                    one = counter.early.output
+            with tracer.invoke(HUNDRED):
+                for step in tracer.iter[:]:
+                    if step:
+                        counter.late.output = one
+                    two = counter.early.output  # noqa: F841

@@ -157,7 +157,8 @@ def _own(names: Iterable[str]) -> set[str]:
 
 def _shared_names(names: Names, outer: Outer, cls: str | None) -> tuple[set[str], set[str]]:
     """Names the block has in common with its frame, and those that are global after all."""
-    shared = {n for n in names.mentioned | names.bound if mangled(n, cls) in outer.names}
+    mentioned = _own(names.mentioned | names.bound)
+    shared = {n for n in mentioned if mangled(n, cls) in outer.names}
     if names.mentioned & _LOOKING:
         shared |= _own(outer.names) - {mangled(n, cls) for n in shared}
     if outer.is_function:

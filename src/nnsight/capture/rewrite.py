@@ -94,6 +94,9 @@ class Sharing(ast.NodeTransformer):
     blocks doing so, both would read before either writes. Evaluating the other operands first
     makes each update one step that no other block can come between. The same goes for what blocks
     share without a name of their own: `sums["a"] += ...`, `self.n += ...`, a global.
+
+    A loop tells which shared names its body binds, and each of them as it is bound: in a loop over
+    steps, a sibling waits for the value of its own step.
     """
 
     def __init__(
@@ -105,6 +108,26 @@ class Sharing(ast.NodeTransformer):
         self.names = names
         self.global_names = global_names
         self.in_class = in_class  # where a name of ours would become an attribute
+        self.loops = 0  # how many loops deep
+
+    def visit(self, node: ast.AST) -> Any:
+        new = super().visit(node)
+        if not self.loops or self.in_class or not isinstance(node, _BINDING):
+            return new
+        bound = names_of([node]).bound & self.names
+        return [*(new if isinstance(new, list) else [new]), *_tell("bound", bound, node)]
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        names = names_of(node.body).bound & self.names
+        targets = names_of([node.target]).bound & self.names
+        first = node.body[0]
+        self.loops += 1
+        self.generic_visit(node)
+        self.loops -= 1
+        if not self.in_class:
+            told = _tell("loops", names | targets, first) + _tell("bound", targets, first)
+            node.body[:0] = told
+        return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if not isinstance(node.ctx, ast.Load) or node.id not in self.names:
@@ -172,6 +195,18 @@ class Sharing(ast.NodeTransformer):
         else:
             node.value = self.visit(first)
         return _at([*before, node], node)
+
+
+_BINDING = (ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+
+def _tell(what: str, names: set[str], at: ast.AST) -> list[ast.stmt]:
+    """`await_name.what("x", ...)`, if there are names to tell of."""
+    if not names:
+        return []
+    method = ast.Attribute(ast.Name(AWAIT, ast.Load()), what, ast.Load())
+    call = ast.Call(method, [ast.Constant(name) for name in sorted(names)], [])
+    return [ast.fix_missing_locations(ast.copy_location(ast.Expr(call), at))]
 
 
 def _has_slice(node: ast.AST) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from nnsight.interleave import errors
 from nnsight.interleave.location import RESULT, SKIP, Location
 
+LEFT = 2**63  # no step is that late
 READ, WRITE, GATE, WAIT = "read", "write", "skip", "wait"
 
 
@@ -34,6 +35,7 @@ class Pin:
     """The step that a block is at: what it asks for meanwhile is of that step, and no other."""
 
     step: int
+    coming: int = 0  # of a loop: the step that it is at, or waits for; `LEFT` once it is over
     asked: set[Location] = field(default_factory=set[Location])  # what was asked for while pinned
 
 

@@ -4,18 +4,21 @@ A name belongs first to the block that binds it. A block that reads a name which
 takes it from an invoke before it, waiting until that one has bound it; then from where the block
 was written; then from an invoke after it. A name that the blocks only ever update (`total += x`)
 is one variable for all of them.
+
+A name that a loop over steps binds has a value for each step. A block that is at a step itself
+waits for the value of that step; where the loop does not bind it then, or is over, the last stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CellType
 from typing import Any
 
 from nnsight.capture.scope import Scope
 from nnsight.interleave import errors
-from nnsight.interleave.request import wait
+from nnsight.interleave.request import Pin, wait
 from nnsight.interleave.worker import Worker
 
 _UNBOUND = object()
@@ -29,6 +32,7 @@ class Sibling:
     worker: Worker | None = None  # set when it starts; a block that has none yet is still to come
     waits_for: str | None = None  # the name it is parked for
     waits_on: Sibling | None = None  # the block that is to bind it
+    loops: dict[str, Bound] = field(default_factory=dict[str, "Bound"])  # names that a loop binds
 
     @property
     def alive(self) -> bool:
@@ -39,6 +43,53 @@ class Sibling:
 
     def value(self, name: str) -> Any:
         return self.scope.get(name, _UNBOUND)
+
+    @property
+    def pin(self) -> Pin | None:
+        return None if self.worker is None else self.worker.pin
+
+    def has(self, name: str, step: int | None) -> bool:
+        """Whether `name` has its value; for a block at a step, that of the step."""
+        if self.value(name) is _UNBOUND:
+            return False
+        bound = self.loops.get(name)
+        if step is None or bound is None:
+            return True
+        return bound.step >= step or bound.pin.coming > step
+
+
+@dataclass
+class Bound:
+    """At which step a loop last bound a name."""
+
+    pin: Pin  # of the loop
+    step: int = -1  # none yet
+
+
+class Reader:
+    """How one block reads the names that it shares, and tells of those that its loops bind."""
+
+    def __init__(self, names: Names, index: int) -> None:
+        self._names, self._me = names, names.siblings[index]
+        self._index = index
+
+    def __call__(self, name: str) -> Any:
+        return self._names.read(self._index, name)
+
+    def loops(self, *names: str) -> None:
+        """A loop begins its body, which binds `names`."""
+        pin = self._me.pin
+        if pin is not None:
+            for name in names:
+                bound = self._me.loops.get(name)
+                if bound is None or bound.pin is not pin:
+                    self._me.loops[name] = Bound(pin)
+
+    def bound(self, *names: str) -> None:
+        """A loop has just bound `names`."""
+        for name in names:
+            if (bound := self._me.loops.get(name)) is not None:
+                bound.step = bound.pin.step
 
 
 class Names:
@@ -79,9 +130,9 @@ class Names:
 
     def reader(self, index: int) -> Callable[[str], Any]:
         """How the block at `index` reads a shared name."""
-        return lambda name: self._read(index, name)
+        return Reader(self, index)
 
-    def _read(self, index: int, name: str) -> Any:
+    def read(self, index: int, name: str) -> Any:
         me = self.siblings[index]
         accumulated = self._accumulates(name)
         if accumulated and not me.binds(name):
@@ -104,9 +155,10 @@ class Names:
 
     def _first(self, me: Sibling, name: str, others: list[Sibling]) -> Any:
         """The value of the first of `others` that has bound `name` or still will."""
+        step = None if me.pin is None else me.pin.step
         for other in others:
             if other.binds(name):
-                if other.value(name) is _UNBOUND and other.alive:
+                if not other.has(name, step) and other.alive:
                     self._wait(me, name, other)
                 if other.value(name) is not _UNBOUND:
                     return other.value(name)
@@ -124,14 +176,13 @@ class Names:
             if chain is me:
                 raise errors.name_cycle(name, me.scope.block.where, other.scope.block.where)
             chain = chain.waits_on
+        step = None if me.pin is None else me.pin.step
         me.waits_for, me.waits_on = name, other
         if me.worker is not None:
             me.worker.waited = f"the name {name!r} of the block at {other.scope.block.where}"
         try:
             wait(
-                ready=lambda: (
-                    not other.alive or (not until_end and other.value(name) is not _UNBOUND)
-                ),
+                ready=lambda: not other.alive or (not until_end and other.has(name, step)),
                 missed=lambda: errors.unbound(name, [other.scope.block.where]),
             )
         finally:

@@ -19,7 +19,7 @@ from nnsight.capture.traceback import warn
 from nnsight.capture.tracer import Tracer
 from nnsight.interleave import errors
 from nnsight.interleave.beginning import beginning
-from nnsight.interleave.request import Pin, here, wait
+from nnsight.interleave.request import LEFT, Pin, here, wait
 from nnsight.interleave.worker import Worker
 
 T = TypeVar("T")
@@ -59,13 +59,14 @@ class Steps(Tracer):
         outer, pin = worker.pin, Pin(0)
         try:
             for step in self.chosen:
+                pin.coming = step
                 if not _reach(worker, step, pin):
                     self._warn_unless_open(step)
                     return
                 worker.pin, pin.step = pin, step
                 yield step
         finally:
-            worker.pin = outer
+            worker.pin, pin.coming = outer, LEFT
             if outer is not None:
                 outer.asked |= pin.asked
 
@@ -182,4 +183,5 @@ def advance(given: T, steps: int, what: str) -> T:
     if worker.pin is None:
         worker.pin = Pin(0)
     worker.pin.step += steps
+    worker.pin.coming = worker.pin.step
     return given
