@@ -7,13 +7,16 @@ import itertools
 import numpy
 import pytest
 import torch
+import transformers
 from hypothesis import given as forall
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from nnsight.modeling.inputs import count_rows
+from nnsight.modeling.format import format_of
+from nnsight.modeling.inputs import batch, count_rows
+from nnsight.modeling.tokenizer import LazyTokenizer
 
-from .tiny import FAMILIES, VOCABULARY, call, format_for, given, model_of, run
+from .tiny import FAMILIES, VOCABULARY, call, config_of, format_for, given, model_of, run
 
 PROMPT = "the eiffel tower is in"
 PROMPTS = ["hello", "the eiffel tower is in", "the city of paris hello world world"]
@@ -187,11 +190,11 @@ def test_a_mask_may_cover_keys_and_values_of_earlier_tokens():
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ([5, 6, 7], [[-100, 5, 6, 7]]),
-        ([[5, 6, 7]], [[-100, 5, 6, 7]]),
-        (torch.tensor([5, 6, 7]), [[-100, 5, 6, 7]]),
-        (torch.tensor([[5, 6, 7]]), [[-100, 5, 6, 7]]),
-        (numpy.array([[5, 6, 7]]), [[-100, 5, 6, 7]]),
+        ([5, 6, 7], [[-100, -100, 6, 7]]),
+        ([[5, 6, 7]], [[-100, -100, 6, 7]]),
+        (torch.tensor([5, 6, 7]), [[-100, -100, 6, 7]]),
+        (torch.tensor([[5, 6, 7]]), [[-100, -100, 6, 7]]),
+        (numpy.array([[5, 6, 7]]), [[-100, -100, 6, 7]]),
     ],
 )
 def test_labels_are_padded_with_what_the_loss_ignores(labels, expected):
@@ -202,10 +205,42 @@ def test_labels_are_padded_with_what_the_loss_ignores(labels, expected):
 def test_labels_may_be_text(tokenizer):
     kwargs = call([given(PROMPTS, labels=PROMPTS)], "gpt2", tokenizer)
     real = kwargs["attention_mask"].bool()
-    assert torch.equal(kwargs["labels"][real], kwargs["input_ids"][real])
-    assert (kwargs["labels"][~real] == -100).all()
-    model = model_of("gpt2")
-    assert torch.isfinite(model(**kwargs).loss)
+    scored = real[:, 1:] & real[:, :-1]  # the padding predicts nothing
+    labels, ids = kwargs["labels"][:, 1:], kwargs["input_ids"][:, 1:]
+    assert torch.equal(labels[scored], ids[scored])
+    assert (labels[~scored] == -100).all()
+
+
+RAGGED = [[5, 6, 7], [8, 9, 2, 3, 4], [9, 2]]
+LABELLED = {
+    "one list": [given(RAGGED, labels=RAGGED)],
+    "an invoke each": [given(row, labels=row) for row in RAGGED],
+    "a list and a row": [given(RAGGED[:2], labels=RAGGED[:2]), given(RAGGED[2], labels=RAGGED[2])],
+    "labels padded by hand": [
+        given(RAGGED, labels=torch.tensor([[-100] * (5 - len(row)) + row for row in RAGGED]))
+    ],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama", "roberta-decoder"])
+@pytest.mark.parametrize("inputs", LABELLED.values(), ids=LABELLED.keys())
+def test_the_loss_of_a_padded_batch_scores_what_the_rows_alone_score(family, inputs):
+    model, terms = model_of(family), [len(row) - 1 for row in RAGGED]
+    alone = [model(**call(given(row, labels=row), family)).loss.item() for row in RAGGED]
+    expected = sum(n * loss for n, loss in zip(terms, alone, strict=True)) / sum(terms)
+    together = model(**call(inputs, family))
+    assert together.loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("automodel", ["AutoModelForTokenClassification", "AutoModelForMaskedLM"])
+def test_labels_of_single_tokens_are_all_kept(automodel):
+    family = "bert" if automodel == "AutoModelForMaskedLM" else "gpt2"
+    module = getattr(transformers, automodel).from_config(config_of(family))
+    format = format_of(module, LazyTokenizer(None))
+    _, kwargs = batch([given([5, 6], labels=[0, 1]), given([1, 2, 3], labels=[1, 0, 1])], format)
+    kept = kwargs["labels"] != -100
+    assert torch.equal(kept, kwargs["attention_mask"].bool())
 
 
 def test_text_labels_of_an_encoder_decoder_have_a_length_of_their_own(tokenizer):

@@ -78,6 +78,13 @@ class Format:
         return "position_ids" in self.taken.names
 
     @property
+    def predicts_next(self) -> bool:
+        """Whether the loss shifts the labels: each position is scored on the token after it."""
+        name = type(self.module).__name__
+        per_token = "TokenClassification" in name or "MaskedLM" in name
+        return self.causal and _setting(self.module, "model_type") is not None and not per_token
+
+    @property
     def vocab_size(self) -> int | None:
         """How many ids the input embedding holds, which the user may have resized."""
         try:

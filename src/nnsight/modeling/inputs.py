@@ -28,6 +28,7 @@ from nnsight.modeling.padding import (
     positions,
     runs_apart,
     stack,
+    unpredicted,
 )
 
 _PROMPTS = ("inputs", "input_ids")
@@ -160,6 +161,9 @@ def _read(
         for name, tensor in beside.items()
         if tensor is not None
     }
+    mask, labels = fields.get("attention_mask"), per_row.get("labels")
+    if mask is not None and labels is not None and labels.shape == mask.shape:  # padded here
+        per_row["labels"] = unpredicted(labels, leading_padding(mask), format)
     params = {name: value for name, value in named.items() if name not in per_row}
     return {**fields, **per_row}, params
 

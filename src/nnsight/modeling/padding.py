@@ -144,7 +144,33 @@ def _rectangle(
     if not apart and widths != [length_of(fields) for fields in inputs]:
         return blocks  # one value a row, such as the labels of a classifier
     side, fill, width = "right" if apart else format.side, _fill(name, format), max(widths)
-    return [widened(block, width, fill, side) for block in blocks]
+    wide = [widened(block, width, fill, side) for block in blocks]
+    if name != "labels":
+        return wide
+    starts = [0 if side == "right" else width - narrow for narrow in widths]
+    return [
+        unpredicted(block, torch.full((len(block),), start), format)
+        for block, start in zip(wide, starts, strict=True)
+    ]
+
+
+def unpredicted(labels: torch.Tensor, starts: torch.Tensor, format: Format) -> torch.Tensor:
+    """`labels` of `(rows, tokens)` without the first one of each row that starts after padding.
+
+    A model that predicts the next token is never scored on the first, as nothing comes before it.
+    With padding in front, the loss would have the padding predict it.
+
+    Args:
+        labels: of the padded rows.
+        starts: the column in which each row starts, `(rows,)`; 0 where nothing is in front.
+        format: of the model; one that predicts no next token has its labels as they are.
+    """
+    later = starts.nonzero().flatten().to(labels.device)
+    if not format.predicts_next or not len(later):
+        return labels
+    labels = labels.clone()
+    labels[later, starts.to(labels.device)[later]] = -100
+    return labels
 
 
 def runs_apart(name: str, format: Format) -> bool:
