@@ -289,7 +289,7 @@ class TestOutcome:
             return tensor(1, 2, 3, 4)
 
         location = self.location._replace(kind=SKIP)
-        return outcome(batch, location, skips, run)
+        return outcome(batch, location, skips, [], run)
 
     def test_a_value_for_everybody(self):
         ran = []

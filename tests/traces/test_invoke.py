@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nnsight
-from nnsight import BatchError, NNsight
+from nnsight import BatchError, NeverCalledError, NNsight
 from tests.behaviour.small import Network
 from tests.conftest import hooks_on
 
@@ -383,6 +383,68 @@ def test_a_module_that_all_invokes_skip_does_not_run():
         with tracer.invoke():
             merged = model.second.output.save()
     assert (merged[:2] == 1).all() and (merged[2:] == 0).all()
+
+
+@pytest.fixture
+def nested():
+    return NNsight(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
+
+
+def test_the_inside_of_what_an_invoke_skips_is_never_called_for_it(nested):
+    inner = nested[1]
+    for others in ([], [Y]):  # alone, and beside rows that it runs for
+        for use in (
+            lambda: inner[0].output,
+            lambda: setattr(inner[0], "output", torch.zeros(2, 4)),
+            lambda: inner[0].skip(torch.zeros(2, 4)),
+        ):
+            with pytest.raises(NeverCalledError, match=r"`model\.1\.0\.(output|skip)`"):
+                with nested.trace() as tracer:
+                    with tracer.invoke(X):
+                        inner.skip(inner.input)
+                        use()
+                    for other in others:
+                        with tracer.invoke(other):
+                            pass
+
+
+def test_those_that_do_not_skip_see_what_runs_for_them(nested):
+    inner = nested[1]
+    with nested.trace() as tracer:
+        with tracer.invoke(X):
+            mine = tracer.cache()
+            inner.skip(inner.input)
+            after = inner.output.save()
+        with tracer.invoke(Y):
+            yours = tracer.cache()
+            inner[0].output[:] = 1
+        with tracer.invoke():
+            whole = inner[0].output.save()
+    assert "model.1.0" not in mine and "model.1.1" not in mine
+    assert torch.equal(mine["model.1"].output, after)
+    assert torch.equal(after, nested._module[0](X))
+    assert (yours["model.1.0"].output == 1).all()
+    assert whole.shape == (5, 4) and (whole[2:] == 1).all() and not (whole[:2] == 1).all()
+
+
+def test_a_module_that_an_invoke_skips_once_is_met_when_it_runs(nested):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nested._module[1]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(self.block(x))
+
+    model = NNsight(Twice())
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model.block.skip(X)
+            for _ in tracer.iter[1:2]:
+                second = model.block[0].output.save()
+        with tracer.invoke(Y):
+            pass
+    assert torch.allclose(second, model._module.block[0](X))
 
 
 def test_a_skip_with_another_batch(model):

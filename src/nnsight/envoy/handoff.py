@@ -148,7 +148,7 @@ class _Gate:
             return call()
 
         run.written.append(location)
-        result = outcome(run.batch, location, skips, observed)
+        result = outcome(run.batch, location, skips, run.away, observed)
         if not ran and one.around is not None:
             one.around.passed_over()
         if not ran and isinstance(run.passage, Passage):

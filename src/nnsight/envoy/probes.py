@@ -345,5 +345,5 @@ class _View:
                 if skips := run.gate(location, (args, kwargs)):
                     run.written.append(location)
                     run.typical = False  # what the operation would have run did not run
-                    return outcome(run.batch, location, skips, observed)
+                    return outcome(run.batch, location, skips, run.away, observed)
         return observed()

@@ -61,6 +61,9 @@ class Interleaver:
         # places between the steps of a run, which keep their last value: its visit, and it
         self.between: dict[Location, tuple[int, Any]] = {}
         self.visits: dict[Location, int] = {}
+        # rows whose blocks skip what is running: it runs for the others, and is nothing to them
+        self.away: list[Rows] = []
+        self._unseen: dict[Location, set[Rows]] = {}  # those that were away at every visit
         self.last: Location | None = None  # the last location where somebody was answered
         self.written: list[Location] = []
         self.failure: tuple[BaseException, TracebackType | None] | None = None  # a block's error
@@ -136,6 +139,10 @@ class Interleaver:
         finally:
             self._visit = outer
             self.visits[location] = number + 1
+            if self.away or self._unseen:
+                away = set(self.away)
+                earlier = self._unseen.get(location, set()) if passed else away
+                self._unseen[location] = away & earlier
         for observe in self.observers:
             observe(location, visit.value)
         if self.stopping:
@@ -146,11 +153,21 @@ class Interleaver:
         """Answer every worker parked at this visit; whether there was one."""
         found = False
         for worker in self.workers:
+            if self._is_away(worker):
+                continue
             while (request := worker.request) is not None and visit.is_for(request):
                 found = True
                 self.last = visit.location
                 self._answer(worker, request, visit)
         return found
+
+    def _is_away(self, worker: Worker) -> bool:
+        """Whether `worker` skips what is running: the value at hand is none of its own."""
+        return bool(self.away) and worker.rows in self.away
+
+    def _never_met(self, worker: Worker, location: Location) -> bool:
+        """Whether the run came by `location` for other rows only than those of `worker`."""
+        return worker.rows in self._unseen.get(location, ())
 
     def _answer(self, worker: Worker, request: Request, visit: Visit) -> None:
         try:
@@ -237,7 +254,7 @@ class Interleaver:
             raise self.failure[0]
         while (waiting := self._next_waiting()) is not None:
             worker, request = waiting
-            self._turn(worker, partial(worker.refuse, self._missed(request)))
+            self._turn(worker, partial(worker.refuse, self._missed(worker, request)))
             while self._release():
                 pass
         self.completed = True
@@ -247,11 +264,13 @@ class Interleaver:
         waiting = [(w, w.request) for w in self.workers if w.request is not None]
         return min(waiting, key=lambda pair: pair[1].action == WAIT, default=None)
 
-    def _missed(self, request: Request) -> BaseException:
+    def _missed(self, worker: Worker, request: Request) -> BaseException:
         if request.missed is not None:
             return request.missed()
         location = request.location
         assert location is not None
+        if self._never_met(worker, location):
+            return errors.never(location)
         visits = self.visits.get(location, 0)
         if request.pinned and (request.visit or visits):
             return errors.beyond(location, request.visit, visits)
@@ -346,7 +365,7 @@ class Interleaver:
         if location.owner.tree is not self.tree:
             raise errors.other_tree(location, self.tree)
         visit = self._visit
-        if visit is not None and visit.is_for(request):
+        if visit is not None and visit.is_for(request) and not self._is_away(worker):
             if visit.state is not None and visit.state != ambient.brief():
                 return False, None  # cut and join rows as the model would, not as this block
             return True, self._serve(worker, request, visit)
@@ -354,7 +373,7 @@ class Interleaver:
             self.watch(location)
         if self.returned and visit is None and not self.over and location != self.result:
             raise errors.looped(location)
-        if self.visits.get(location, 0) > request.visit:
+        if self.visits.get(location, 0) > request.visit and not self._never_met(worker, location):
             number, value = self.between.get(location, (-1, None))
             if number == request.visit:
                 return True, self.batch.narrow(value, worker.rows, location)

@@ -117,16 +117,28 @@ class Visit:
 
 
 def outcome(
-    batch: Batch, location: Location, skips: dict[Rows | None, Any], run: Callable[[], Any]
+    batch: Batch,
+    location: Location,
+    skips: dict[Rows | None, Any],
+    away: list[Rows],
+    call: Callable[[], Any],
 ) -> Any:
-    """What a module gives when blocks skip it: their values, and for the other rows its own."""
+    """What a module gives when blocks skip it: their values, and for the other rows its own.
+
+    Args:
+        away: holds the rows that skip it while it is called for the others.
+    """
     whole = [value for rows, value in skips.items() if rows is None or not batch.split]
     if whole:
         return whole[-1]
     parts = [(rows, value) for rows, value in skips.items() if rows is not None]
     if sum(rows.size for rows, _ in parts) == batch.total:
         return assemble(parts, location)
-    result = run()
+    away += (rows for rows, _ in parts)
+    try:
+        result = call()
+    finally:
+        del away[len(away) - len(parts) :]
     for rows, value in parts:
         result = batch.widen(result, rows, value, Location(location.owner, SKIP))
     return result

@@ -241,7 +241,7 @@ class Opening:
     def begin(self, run: Interleaver, rows: Rows | None) -> None:
         """See `rows` of the values of `run` from now on; None for the whole batch."""
         store, layout = self.cache._store, self.layout
-        recorder = Recorder(store, self.keeping, run.batch, rows)
+        recorder = Recorder(store, self.keeping, run.batch, rows, run.away)
         outputs, inputs = (
             {layout.modules[p]: layout.places[p, kind] for p in store.asked if kind in store.kinds}
             for kind in (OUTPUT, INPUT)

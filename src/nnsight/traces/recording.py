@@ -7,6 +7,7 @@ its edits there, and no later change in place reaches the copy.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -118,11 +119,14 @@ class Recorder:
     keeping: Keeping
     batch: Batch
     rows: Rows | None
+    away: Sequence[Rows]  # of blocks that skip what is running: it is nothing to them
 
     def see(self, location: Location, value: Any) -> None:
         """The run is at `location` and goes on with `value`."""
         if _transforming() is not None:
             raise errors.transformed(location)
+        if self.away and self.rows in self.away:
+            return
         own = value if self.rows is None else self.batch.narrow(value, self.rows, location)
         kept = self._copy(own)
         self.store.values[location.kind].setdefault(location.owner.path, []).append(kept)
