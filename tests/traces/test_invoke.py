@@ -563,3 +563,54 @@ def test_rows_replaced_by_one_invoke_cut_off_no_edit_of_another(mode):
         assert torch.equal(first, net[1](net[0](y) * 2))
         assert torch.equal(second, net[1](torch.zeros(2, 3)))
         assert torch.allclose(third, net[1](net[0](z) * 3))
+
+
+class Residual(nn.Module):
+    """Keeps the very tensor that a module inside it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.same = nn.Linear(4, 4), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.same(hidden) + hidden
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("edit", ["fresh", "held"])
+@pytest.mark.parametrize("replacers", [1, 2])
+def test_an_edit_in_place_reaches_all_that_the_model_holds_whatever_others_replaced(
+    mode, edit, replacers
+):
+    torch.manual_seed(0)
+    model, x = NNsight(Residual()), torch.rand(2, 4)
+
+    def change() -> None:
+        if edit == "held":
+            hidden = model.first.output
+            assert model.same.output is not None
+            hidden[:] = 1
+        else:
+            model.same.output[:] = 1
+
+    with mode():
+        with model.trace(x):
+            change()
+            alone = model.output.save()
+        with model.trace(x):
+            model.same.output = model.same.output * 2
+            other = model.output.save()
+        outputs = []
+        with model.trace() as tracer:
+            for _ in range(replacers):
+                with tracer.invoke(x):
+                    model.same.output = model.same.output * 2
+                    outputs.append(model.output)
+            with tracer.invoke(x):
+                change()
+                mine = model.output.save()
+    assert torch.equal(alone, torch.full((2, 4), 2.0))
+    assert torch.equal(mine, alone)
+    for output in outputs:
+        torch.testing.assert_close(output, other)

@@ -19,6 +19,7 @@ import torch
 
 from nnsight import nested
 from nnsight.interleave import errors
+from nnsight.interleave.cuts import Cut, Rows
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Piece
 
@@ -26,38 +27,8 @@ Varies = Callable[[Location, int, int], "bool | None"]
 Note = Callable[[torch.Tensor, Piece], None]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of the combined batch that belong to one block."""
-
-    start: int
-    size: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
-
-
 def _unknown(location: Location, leaf: int, length: int) -> bool | None:
     return None
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A tensor of the batch that a replacement of some rows took out of the model."""
-
-    old: torch.Tensor
-    new: torch.Tensor  # what the model goes on with
-    each: int  # how much of the first dimension belongs to each row
-
-    def version(self) -> int | None:
-        """How often `old` was changed in place; None in inference mode, which does not count."""
-        return None if self.old.is_inference() else self.old._version
-
-    def renew(self, rows: Rows) -> None:
-        """Take over what a block did to its `rows` of `old`, which it had before the cut."""
-        part = 0, rows.start * self.each, rows.size * self.each
-        self.new.narrow(*part).copy_(self.old.narrow(*part))
 
 
 @dataclass(frozen=True)
@@ -184,7 +155,7 @@ class _Widening:
         before, after = full[: rows.start * each], full[rows.stop * each :]
         merged = torch.cat([before, new.to(full.device), after])
         if self.cuts is not None:
-            self.cuts.append(Cut(full, merged, each))
+            self.cuts.append(Cut(full, merged, each, (rows,)))
         return merged
 
     def _structure(self, full: Any, new: Any) -> errors.BatchError:

@@ -17,8 +17,9 @@ import torch
 
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, Cut, Rows
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
+from nnsight.interleave.cuts import Cut, Rows
 from nnsight.interleave.location import Location, Passage
 from nnsight.interleave.request import WAIT, WRITE, Request
 from nnsight.interleave.visit import Visit
@@ -83,8 +84,7 @@ class Interleaver:
         self.threads = {self.thread}  # whose module calls belong to this run
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._visit: Visit | None = None
-        # tensors replaced by one block, each with the blocks that had read their rows of it before
-        self._cuts: list[tuple[Cut, list[Worker]]] = []
+        self._cuts: list[Cut] = []  # tensors of which a block replaced its rows
         self._watched: set[Location] = set()
 
     # --- the model's side -------------------------------------------------------------------------
@@ -189,7 +189,8 @@ class Interleaver:
 
     def _turn(self, worker: Worker, give: Callable[[], None]) -> None:
         """Give a worker its turn, and take note of how it ended."""
-        cuts = [(cut, cut.version()) for cut, readers in self._cuts if worker in readers]
+        self._cuts[:] = [cut for cut in self._cuts if not cut.over]
+        cuts = [(cut, cut.versions()) for cut in self._cuts]
         saves = saving.saves.get() if self.batch.split else None
         before = saves.versions() if saves else {}
         if self.journal is not None:
@@ -199,9 +200,8 @@ class Interleaver:
             self.journal.turned(worker)
         if saves is not None and before:  # rows of one tensor count their changes together
             saves.tolerate(before, worker.ident)
-        for cut, version in cuts:  # an earlier one's new tensor may be a later one's old
-            if worker.rows is not None and (version is None or cut.version() != version):
-                cut.renew(worker.rows)
+        for cut, versions in cuts:
+            cut.mend(worker.rows, versions)
         if worker.error is not None:
             error, worker.error = worker.error, None
             if self.over and worker.unmet and isinstance(error, errors.MissedProviderError):

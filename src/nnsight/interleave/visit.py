@@ -10,8 +10,9 @@ import torch
 
 from nnsight import nested
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, Cut, Rows, assemble
+from nnsight.interleave.batching import Batch, assemble
 from nnsight.interleave.checkpoint import Region
+from nnsight.interleave.cuts import Cut, Rows
 from nnsight.interleave.location import SKIP, Location
 from nnsight.interleave.request import GATE, READ, WRITE, Request
 from nnsight.interleave.row_gradients import Pieces
@@ -29,7 +30,7 @@ class Visit:
         first: whether it is the first, whatever its number.
         value: what the model has there; replaced as blocks replace it.
         batch: how the rows of the value belong to the blocks.
-        cuts: takes the tensors that one block replaces, with the others that hold rows of them.
+        cuts: of the run; takes the tensors that blocks replace here.
         region: of activation checkpointing, that the model is in.
     """
 
@@ -40,7 +41,7 @@ class Visit:
         first: bool,
         value: Any,
         batch: Batch,
-        cuts: list[tuple[Cut, list[Worker]]],
+        cuts: list[Cut],
         region: Region | None,
     ) -> None:
         self.location, self.number, self.first, self.value = location, number, first, value
@@ -50,7 +51,6 @@ class Visit:
         # rows that blocks were given, which gradients must reach
         self.pieces = Pieces() if self.state is not None and self.state[0] else None
         self.skips: dict[Rows | None, Any] = {}
-        self.readers: list[Worker] = []  # the blocks that hold rows of the value
         # containers made for one block, each with the value that it is a part of
         self.handed: dict[Worker, tuple[Any, Any]] = {}
 
@@ -88,14 +88,14 @@ class Visit:
         own = self.batch.narrow(self.value, worker.rows, self.location, note)
         if own is not self.value:
             self._hand(worker, own)
-            self.readers.append(worker)
         return own
 
     def _replace(self, worker: Worker, new: Any) -> None:
         cuts: list[Cut] = []
         self.value = self.batch.widen(self.value, worker.rows, new, self.location, cuts)
-        if others := [reader for reader in self.readers if reader is not worker]:
-            self.cuts += [(cut, others) for cut in cuts]
+        for cut in cuts:
+            chained = [both for earlier in self.cuts if (both := earlier.then(cut)) is not None]
+            self.cuts += [cut, *chained]
 
     def _hand(self, worker: Worker, own: Any) -> None:
         """Remember a container that only one block has: its changes are put back."""

@@ -43,6 +43,7 @@ class Oracle(Shared):
         self.on = True
         self.over = self.stopping = False
         self.failure: BaseException | None = None
+        self.cuts: list[rows.Cut] = []
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Oracle(Shared):
 
     def put(self, full: Any, block: Block, new: Any) -> Any:
         if self._narrows(block):
-            return rows.put(full, block.rows, new, self.total)
+            return rows.put(full, block.rows, new, self.total, self.cuts)
         rows.check_size(full, new, self.total)
         return new
 
@@ -197,7 +198,10 @@ class Oracle(Shared):
     # --- a block's turn ---------------------------------------------------------------------------
 
     def turn(self, block: Block, answer: Any) -> None:
+        before = rows.changes(self.cuts)
         self.advance(block, answer)
+        rows.agree(before, block.rows if self._narrows(block) else None, self.total)
+        del before  # what the model holds no longer must not be held here
         if block.error is not None:
             self.failure, block.error = block.error, None
             raise self.failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import torch
 from tests.behaviour.fuzz.models import Data, Pair
@@ -47,17 +48,25 @@ def check_size(full: Any, new: Any, total: int) -> None:
             raise BatchError
 
 
-def put(full: Any, rows: Any, new: Any, total: int) -> Any:
+Cut = tuple[Any, Any, set[int]]  # a tensor, what took its place (weakly), and the rows replaced
+
+
+def put(full: Any, rows: Any, new: Any, total: int, cuts: list[Cut]) -> Any:
     """`full` with `new` in place of `rows`."""
     if isinstance(full, torch.Tensor):
-        return _put_tensor(full, rows, new, total)
+        merged = _put_tensor(full, rows, new, total)
+        if full.shape[0] == total and merged is not full:
+            replaced = set(range(rows.start, rows.stop))
+            earlier = [(old, gone | replaced) for old, now, gone in cuts if now() is full]
+            cuts += [(old, ref(merged), gone) for old, gone in [(ref(full), replaced), *earlier]]
+        return merged
     parts = members(full)
     if parts is None:
         return new
     others = members(new)
     if others is None or others.keys() != parts.keys():
         raise BatchError
-    merged = {key: put(member, rows, others[key], total) for key, member in parts.items()}
+    merged = {key: put(own, rows, others[key], total, cuts) for key, own in parts.items()}
     return full if all(merged[k] is parts[k] for k in parts) else rebuilt(full, merged)
 
 
@@ -73,6 +82,27 @@ def _put_tensor(full: torch.Tensor, rows: Any, new: Any, total: int) -> torch.Te
     if same_place and new._base is own._base is not None:
         return full
     return torch.cat([full[: rows.start], new, full[rows.stop :]])
+
+
+def changes(cuts: list[Cut]) -> list[tuple[Any, Any, set[int], tuple[int, int]]]:
+    """The tensors of which both are still there, and how often they have been changed."""
+    pairs = [(old(), new(), gone) for old, new, gone in cuts]
+    return [
+        (old, new, gone, (old._version, new._version))
+        for old, new, gone in pairs
+        if old is not None and new is not None
+    ]
+
+
+def agree(before: list[Any], seen: Any, total: int) -> None:
+    """What a block that sees the rows `seen` changed in one tensor is changed in the other too."""
+    for old, new, gone, (old_version, new_version) in before:
+        if (old._version, new._version) == (old_version, new_version):
+            continue
+        source, target = (new, old) if new._version != new_version else (old, new)
+        for row in range(*((seen or slice(0, total)).indices(total))):
+            if row not in gone:
+                target[row] = source[row]
 
 
 def joined(values: list[Any]) -> Any:

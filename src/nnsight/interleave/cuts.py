@@ -1,0 +1,116 @@
+"""Rows that one block replaced, while the model or another block may hold the tensor without them.
+
+A replacement of some rows makes a new tensor of the whole batch. The model may hold the old one too
+(a residual stream, a list of hidden states), and blocks may hold rows of either. For a prompt that
+runs alone both are one tensor. So what a block changes in place in rows that nobody replaced is
+changed in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import ref
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of the combined batch that belong to one block."""
+
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+Versions = tuple[int, int]
+
+
+class Cut:
+    """A tensor, and the one that took its place with other `replaced` rows. Keeps neither alive.
+
+    Args:
+        old: the tensor before.
+        new: what the model goes on with.
+        each: how much of the first dimension belongs to each row.
+        replaced: the rows that are not the same in both.
+    """
+
+    def __init__(
+        self, old: torch.Tensor, new: torch.Tensor, each: int, replaced: tuple[Rows, ...]
+    ) -> None:
+        self._old, self._new = ref(old), ref(new)
+        self._each, self._replaced = each, replaced
+        # what the rows hold in both; only where torch counts no changes, and so must be compared
+        self._kept = old.detach().clone() if old.is_inference() or new.is_inference() else None
+
+    @property
+    def over(self) -> bool:
+        """Whether one of the two is gone, so that there is nothing to do."""
+        return self._old() is None or self._new() is None
+
+    def then(self, later: Cut) -> Cut | None:
+        """Both as one, where `later` replaced rows of what this one made; None if it did not."""
+        old, middle, new = self._old(), self._new(), later._new()
+        if old is None or new is None or middle is None or middle is not later._old():
+            return None
+        return Cut(old, new, self._each, self._replaced + later._replaced)
+
+    def versions(self) -> Versions | None:
+        """How often both were changed in place; None where torch does not count."""
+        old, new = self._old(), self._new()
+        if old is None or new is None or self._kept is not None:
+            return None
+        return old._version, new._version
+
+    def mend(self, rows: Rows | None, before: Versions | None) -> None:
+        """Take over in the one what a block has changed in its `rows` of the other.
+
+        Args:
+            rows: of the block; None sees all.
+            before: the `versions` before the block ran.
+        """
+        old, new = self._old(), self._new()
+        if old is None or new is None or self.versions() == before is not None:
+            return
+        for start, size in self._shared(rows, old.shape[0]):
+            ours, theirs = new.narrow(0, start, size), old.narrow(0, start, size)
+            if self._kept is not None:
+                kept = self._kept.narrow(0, start, size)
+                changed_new, changed_old = not _same(ours, kept), not _same(theirs, kept)
+            else:
+                changed_new = before is None or new._version != before[1]
+                changed_old = before is None or old._version != before[0]
+            if changed_new and not _overlaps(theirs):
+                theirs.copy_(ours)
+            elif changed_old:
+                ours.copy_(theirs)
+            if self._kept is not None and (changed_new or changed_old):
+                self._kept.narrow(0, start, size).copy_(ours)
+
+    def _shared(self, rows: Rows | None, length: int) -> Iterator[tuple[int, int]]:
+        """Where the rows that a block sees are the same in both: starts and sizes."""
+        start, stop = (0, length // self._each) if rows is None else (rows.start, rows.stop)
+        for replaced in sorted(self._replaced, key=lambda r: r.start):
+            if replaced.stop <= start or replaced.start >= stop:
+                continue
+            if replaced.start > start:
+                yield start * self._each, (replaced.start - start) * self._each
+            start = replaced.stop
+        if stop > start:
+            yield start * self._each, (stop - start) * self._each
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same numbers; all that are not a number are the same."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether elements of `tensor` share memory, so that it cannot be written."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
