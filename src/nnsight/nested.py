@@ -95,3 +95,13 @@ def describe(value: Any) -> str:
     members = parts(value)
     name = type(value).__name__
     return name if members is None else f"{name} of {len(members)}"
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same shape and numbers; never so for tensors without numbers."""
+    if one.shape != other.shape:
+        return False
+    try:
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    except (RuntimeError, NotImplementedError):  # in a scan
+        return False

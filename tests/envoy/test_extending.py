@@ -147,6 +147,55 @@ def test_each_invoke_puts_back_its_own_rows(model, module):
     torch.testing.assert_close(two, through(module, second))
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("view", ["heads", "output"])
+def test_a_change_after_a_barrier_counts_like_one_of_the_value(model, module, view, before):
+    def seen():
+        return model.blocks[0].heads if view == "heads" else model.blocks[0].output[0]
+
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(X):
+            value = seen()
+            if before:
+                value[:] = 5
+            barrier()
+            value[:, :] = 0
+        with tracer.invoke(X):
+            model.blocks[0].output
+            barrier()
+        with tracer.invoke():
+            out = model.output.save()
+    expected = module.blocks[0](X)[0]
+    torch.testing.assert_close(out[:2], through(module, torch.zeros(2, 8)))
+    torch.testing.assert_close(out[2:], through(module, expected))
+
+
+def test_a_change_after_a_wait_for_a_name_counts(model, module):
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            heads = model.blocks[0].heads
+            heads[:] = factor
+        with tracer.invoke(X):
+            factor = model.blocks[0].output[0].sum() * 0 + 3
+        with tracer.invoke():
+            out = model.output.save()
+    torch.testing.assert_close(out[:2], through(module, torch.full((2, 8), 3.0)))
+
+
+def test_what_another_block_changed_during_a_wait_stays(model, module):
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke():
+            model.blocks[0].heads
+            barrier()
+        with tracer.invoke(X):
+            model.blocks[0].output = (torch.ones(2, 8), None)
+            barrier()
+            out = model.output.save()
+    torch.testing.assert_close(out, through(module, torch.ones(2, 8)))
+
+
 def test_each_step_puts_back_its_own(module):
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight import NNsight, OutOfOrderError
+from nnsight import Envoy, NNsight, OutOfOrderError, eproperty
 from tests.behaviour.small import Network
 from tests.conftest import hooks_on
 
@@ -319,3 +319,56 @@ def test_it_shows_in_a_notebook(model):
     html = tracer.report()._repr_html_()
     assert html == tracer._repr_html_()
     assert "model.first.output" in html and html.count("<tr>") == 3 and "width:80px" in html
+
+
+# --- views of a user's own ------------------------------------------------------------------------
+
+
+class Halves(Envoy):
+    @eproperty(key="output")
+    def halves(self, value):
+        return value.unflatten(-1, (2, 2)).clone()
+
+    @halves.postprocess
+    def halves(self, halves):
+        return halves.flatten(-2)
+
+    @halves.transform
+    def halves(self, halves):
+        return halves.flatten(-2)
+
+
+@pytest.fixture
+def halved(module) -> NNsight:
+    return NNsight(module, envoys={"first": Halves})
+
+
+def test_an_assigned_view_is_one_read_and_one_write(halved):
+    with halved.trace(X) as tracer:
+        halved.first.halves = halved.first.halves * 0
+    report = tracer.report()
+    read = ("0", "read", "model.first.output")
+    assert told(report) == [read, ("0", "write", "model.first.output")]
+    assert "(100%)" in str(report) and report.summary == []
+
+
+def test_a_view_that_is_only_read_changes_nothing(halved):
+    with halved.trace(X) as tracer:
+        halved.first.halves
+    report = tracer.report()
+    assert told(report) == [("0", "read", "model.first.output")]
+    assert "the blocks only read" in report.summary[0]
+
+
+def test_a_view_changed_in_place_has_the_line_of_its_read(halved):
+    with halved.edit() as edited:
+        halved.first.halves[:] = 0
+    with edited.trace(X) as tracer:
+        pass
+    report = tracer.report()
+    assert told(report) == [
+        ("edit", "read", "model.first.output"),
+        ("edit", "in place", "model.first.output"),
+    ]
+    read, change = report
+    assert read.line == change.line and read.line.startswith("test_report.py:")

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
+from nnsight import nested
 from nnsight.interleave import errors, request
 from nnsight.interleave.location import Location
 from nnsight.interleave.request import Pin, here
@@ -79,9 +82,10 @@ class eproperty:
     def transform(self, function: Function) -> eproperty:
         """`function(self, view)` or `(self, view, value)` makes the raw value from a view.
 
-        It is called once for each read, when the block has done with the view: before it waits
-        for anything else, and at its end. So what was changed in a view that is a copy is in force
-        when the model goes on. A function of the view alone may be a plain `function(view)`.
+        It is called when the block has done with the view: before it asks for another value, and
+        at its end; also before it waits for another block (a barrier, a name), and then again if
+        the view has changed since. So what was changed in a view that is a copy is in force when
+        the model goes on. A function of the view alone may be a plain `function(view)`.
         """
         self._transform = _with(function, 3) if _count(function) > 1 else _alone(function)
         return self
@@ -106,7 +110,8 @@ class eproperty:
         view = raw if self._view is None else self._view(owner, raw)
         if self._transform is not None:
             again = partial(self._transform, owner, view, raw)
-            _put_back_later(location, again)
+            worker: Any = request.current(location)
+            worker.unfinished.append(_InHand(worker, location, view, again).put_back)
         return view
 
     def __set__(self, owner: Any, value: Any) -> None:
@@ -148,16 +153,45 @@ def _alone(function: Function) -> Function:
     return lambda *arguments: function(arguments[1])
 
 
-def _put_back_later(location: Location, again: Callable[[], Any]) -> None:
-    """Replace the value when the block has done with its view, at the visit it was read at."""
-    worker: Any = request.current(location)
-    step = None if worker.pin is None else worker.pin.step
+class _InHand:
+    """A view that a block has read, and may change in place until it asks for another value.
 
-    def put_back() -> None:
-        pin, worker.pin = worker.pin, None if step is None else Pin(step)
+    Args:
+        worker: of the block.
+        location: whose value is seen.
+        view: what the block was given.
+        again: makes the raw value of the view as it is then.
+    """
+
+    def __init__(
+        self, worker: Any, location: Location, view: Any, again: Callable[[], Any]
+    ) -> None:
+        self.worker, self.location, self.view, self.again = worker, location, view, again
+        self.step = None if worker.pin is None else worker.pin.step
+        self.visit = worker.run.comes_by(location)
+        self.done = False
+        self.copies: list[torch.Tensor] | None = None  # the view as it was put back
+
+    def put_back(self, keeps: bool) -> None:
+        """Replace the value, at the visit it was read at. If the block `keeps` the view while it
+        waits for another block, this is done again after that, should the view have changed.
+        """
+        if self.done and not self._is_due():
+            return
+        worker, self.done = self.worker, True
+        pin, worker.pin = worker.pin, None if self.step is None else Pin(self.step)
         try:
-            request.write(location, again())
+            request.write(self.location, self.again(), back=True)
         finally:
             worker.pin = pin
+        if keeps:
+            self.copies = [tensor.detach().clone() for tensor in nested.leaves(self.view)]
 
-    worker.unfinished.append(put_back)
+    def _is_due(self) -> bool:
+        run, location = self.worker.run, self.location
+        if run is None or run.at != location or run.comes_by(location) != self.visit:
+            return False  # the model has gone on
+        tensors = list(nested.leaves(self.view))
+        if self.copies is None or len(tensors) != len(self.copies):
+            return True
+        return not all(map(nested.same, tensors, self.copies))

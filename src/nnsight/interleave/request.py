@@ -28,6 +28,7 @@ class Request(NamedTuple):
     value: Any = None  # the replacement, for WRITE and GATE
     ready: Callable[[], bool] | None = None  # whether a WAIT is over
     missed: Callable[[], BaseException] | None = None  # what it means if the answer never comes
+    back: bool = False  # a WRITE of what was read before, as a view of it was changed in place
 
 
 @dataclass
@@ -79,13 +80,15 @@ def current(what: object) -> Asker:
     return worker
 
 
-def _ask(worker: Asker, action: str, location: Location, value: Any = None) -> Any:
+def _ask(
+    worker: Asker, action: str, location: Location, value: Any = None, back: bool = False
+) -> Any:
     """Ask for the visit that the block is at: the first one, or that of its step."""
     pin = worker.pin
     if pin is None or location.kind == RESULT:  # a run has one result, whatever the step
-        return worker.ask(Request(action, location, value=value))
+        return worker.ask(Request(action, location, value=value, back=back))
     pin.asked.add(location)
-    return worker.ask(Request(action, location, pin.step, True, value))
+    return worker.ask(Request(action, location, pin.step, True, value, back=back))
 
 
 def read(location: Location) -> Any:
@@ -93,12 +96,16 @@ def read(location: Location) -> Any:
     return _ask(current(location), READ, location)
 
 
-def write(location: Location, value: Any) -> None:
-    """Replace the value at `location`, for the model and for whoever reads it afterwards."""
+def write(location: Location, value: Any, back: bool = False) -> None:
+    """Replace the value at `location`, for the model and for whoever reads it afterwards.
+
+    Args:
+        back: it is made from a view of the value there, whether that has changed or not.
+    """
     worker = current(location)
     if value is None:
         raise errors.none_value(location)
-    _ask(worker, WRITE, location, value)
+    _ask(worker, WRITE, location, value, back)
 
 
 def skip(owner: Any, value: Any) -> None:

@@ -14,7 +14,7 @@ from nnsight.capture.mentions import mentions
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Rows
 from nnsight.interleave.location import Location
-from nnsight.interleave.request import Pin, Request, here
+from nnsight.interleave.request import WAIT, Pin, Request, here
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
@@ -64,7 +64,8 @@ class Worker:
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
         self.error: BaseException | None = None  # what it ended with
         self.stopped = False  # it called `tracer.stop()`
-        self.unfinished: list[Callable[[], None]] = []  # what to do before it asks or ends
+        # what to do before it asks or ends; told whether it keeps what it has in hand meanwhile
+        self.unfinished: list[Callable[[bool], None]] = []
         self.waited = ""  # for which name of another block it last had to wait
         self.ended = False
         self.ident = 0  # of its thread, once it has started
@@ -185,6 +186,7 @@ class Worker:
         finally:
             _trace(None, None)
             here.worker = None
+            self.unfinished.clear()
             self.ended = True
 
     def _unshielded(self, state: ambient.Ambient, body: Callable[[], Any]) -> None:
@@ -201,15 +203,17 @@ class Worker:
         body()
         self._finish()
 
-    def _finish(self) -> None:
-        """Do what was put off while the block had a value in hand."""
+    def _finish(self, keeps: bool = False) -> list[Callable[[bool], None]]:
+        """Do what was put off while the block had a value in hand, and return it."""
+        done = list(self.unfinished)
         while self.unfinished:
-            self.unfinished.pop(0)()
+            self.unfinished.pop(0)(keeps)
+        return done
 
     def ask(self, request: Request) -> Any:
         """Park for `request` and return the answer. Called by the block, with the turn."""
-        if self.unfinished:
-            self._finish()
+        waits = request.action == WAIT  # for another block: meanwhile the model may stay
+        done = self._finish(waits) if self.unfinished else []
         if self._given_up is not None:
             self._given_up.rest_for_ever()
         run, thread = self._run, self._thread
@@ -222,6 +226,8 @@ class Worker:
             thread.shielded = False
             raise
         thread.unshield()
+        if waits and done:
+            self.unfinished = done
         return answer
 
     def _answer_to(self, request: Request, run: Run, thread: TurnThread) -> Any:

@@ -95,7 +95,8 @@ class Journal:
             return
         action, where = request.action, _spelled(request.location)
         name = self._names[worker]
-        self._asked[worker] = Event(action, where, name, request.visit, _line())
+        line = self._line_of(worker, where) if request.back else _line()
+        self._asked[worker] = Event(action, where, name, request.visit, line)
 
     def served(self, worker: Worker, request: Request, number: int, before: Any, own: Any) -> None:
         """A block got its answer: `own` of a read. `before` is the whole value until then."""
@@ -139,21 +140,34 @@ class Journal:
 
     def _add(self, event: Event, worker: Worker, value: Any) -> None:
         self.events.append(event)
+        self._watch(event, worker, value)
+
+    def _watch(self, event: Event, worker: Worker, value: Any) -> None:
+        """Tell from now on when a block changes a value that it has in place."""
         tensors = list(nested.leaves(value))
         if tensors:
             versions, copies = [*map(_version, tensors)], [t.detach().clone() for t in tensors]
             self._seen.append(_Seen(event, worker, tensors, versions, copies))
 
+    def _line_of(self, worker: Worker, where: str) -> str:
+        """The line at which a block last had the value there."""
+        lines = [seen.event.line for seen in self._of(worker) if seen.event.where == where]
+        return lines[-1] if lines else _line()
+
     def _replaced(self, worker: Worker, event: Event, request: Request, before: Any) -> None:
         last = self.events[-1] if self.events else None
-        if last == replace(event, action=READ, value=_shape(before)):
+        if not request.back and last == replace(event, action=READ, value=_shape(before)):
             self.events.pop()  # `x.output = x.output + 1` and `x.input = v` read before they write
         old, new = list(nested.leaves(before)), list(nested.leaves(request.value))
         for seen in self._seen:
             seen.replaced |= seen.event.where == event.where
         change, size = _difference(new, old), _norm(old)
         event = replace(event, value=_shape(request.value), change=change, size=size)
-        self._add(event, worker, request.value)
+        if request.back:
+            event = replace(event, action=IN_PLACE)
+        if change or not request.back:  # a view that was only read is put back too
+            self.events.append(event)
+        self._watch(event, worker, request.value)
 
     def _compare(self, worker: Worker) -> None:
         """Write down what a block has changed in place since it began to run."""
@@ -207,18 +221,9 @@ def _version(tensor: torch.Tensor) -> int | None:
 def _is_changed(seen: _Seen) -> bool:
     told = zip(seen.tensors, seen.versions, seen.copies, strict=True)
     return any(
-        (version is None or version != _version(tensor)) and not _equal(tensor, copy)
+        (version is None or version != _version(tensor)) and not nested.same(tensor, copy)
         for tensor, version, copy in told  # another part of the same memory counts versions too
     )
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    try:
-        return bool(((one == other) | ((one != one) & (other != other))).all())
-    except (RuntimeError, NotImplementedError):  # a tensor without data, in a scan
-        return False
 
 
 def _refresh(seen: _Seen) -> None:
