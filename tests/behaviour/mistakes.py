@@ -1068,6 +1068,28 @@ with model.trace(x):
     with model.embed.output.sum().backward():
         out = model.head.output.save()  #!
 
+=== a cache in a backward block
+OutsideTraceError: `tracer\.cache\(\)` was called in a backward block.*above the `with loss\.backward
+with model.trace(x) as tracer:
+    with model.output.sum().backward():
+        tracer.cache()  #!
+
+
+=== steps in a backward block
+OutsideTraceError: `tracer\.iter\[:\]` was called in a backward block.*has no steps
+with model.trace(x) as tracer:
+    with model.output.sum().backward():
+        for step in tracer.iter[:]:  #!
+            pass
+
+
+=== the next step in a backward block
+OutsideTraceError: `tracer\.next\(\)` was called in a backward block.*has no steps
+with model.trace(x) as tracer:
+    with model.output.sum().backward():
+        tracer.next()  #!
+
+
 === a backward through a graph that is gone
 RuntimeError: backward through the graph a second time.*retain_graph
 with model.trace(x):

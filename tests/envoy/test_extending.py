@@ -175,9 +175,9 @@ def test_a_change_after_a_wait_for_a_name_counts(model, module):
     with model.trace() as tracer:
         with tracer.invoke(X):
             heads = model.blocks[0].heads
-            heads[:] = factor
+            heads[:] = factor  # noqa: F821 -- bound by the invoke after it
         with tracer.invoke(X):
-            factor = model.blocks[0].output[0].sum() * 0 + 3
+            factor = model.blocks[0].output[0].sum() * 0 + 3  # noqa: F841
         with tracer.invoke():
             out = model.output.save()
     torch.testing.assert_close(out[:2], through(module, torch.full((2, 8), 3.0)))

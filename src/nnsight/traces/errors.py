@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Collection, Iterable
 
 from nnsight import nested
+from nnsight.interleave.errors import OutsideTraceError
 from nnsight.interleave.location import OUTPUT
 
 
@@ -271,4 +272,20 @@ def invoke_without_trace() -> ValueError:
     return ValueError(
         "Cannot invoke: this trace is not open, so no forward is to come that the input could "
         "join. Write the invoke inside `with model.trace() as tracer:`."
+    )
+
+
+def no_cache_backward() -> OutsideTraceError:
+    return OutsideTraceError(
+        "`tracer.cache()` was called in a backward block: it runs beside the backward pass, which "
+        "brings gradients only, and a cache keeps values of the forward. Call it above the `with "
+        "loss.backward():`; read gradients one by one (`h.grad`)."
+    )
+
+
+def no_steps_backward(what: str) -> OutsideTraceError:
+    return OutsideTraceError(
+        f"`{what}` was called in a backward block: a backward pass has no steps, and goes through "
+        "all steps of the forward at once. Put the `with loss.backward():` into the loop, or loop "
+        "over a list of the values that you have read, later ones first: `for h in hidden: h.grad`."
     )

@@ -19,8 +19,10 @@ from nnsight.capture.traceback import warn
 from nnsight.capture.tracer import Tracer
 from nnsight.interleave import errors
 from nnsight.interleave.beginning import beginning
+from nnsight.interleave.gradients import GradientWorker
 from nnsight.interleave.request import LEFT, Pin, here, wait
 from nnsight.interleave.worker import Worker
+from nnsight.traces.errors import no_steps_backward
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ def worker_of(what: str) -> Worker:
     """
     if here.worker is None or here.outside_invokes:
         raise errors.nothing_runs(what)
+    if isinstance(here.worker, GradientWorker):
+        raise no_steps_backward(what)
     return here.worker
 
 

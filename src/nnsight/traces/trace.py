@@ -17,6 +17,7 @@ from nnsight.capture.tracer import Backend, Tracer
 from nnsight.config import CONFIG
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Rows
+from nnsight.interleave.gradients import GradientWorker
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
@@ -29,6 +30,7 @@ from nnsight.traces.cache import Cache, Opening, open_cache
 from nnsight.traces.errors import (
     invoke_beside_input,
     invoke_without_trace,
+    no_cache_backward,
     no_report,
     no_rows,
     nothing_to_run,
@@ -168,6 +170,8 @@ class Trace(Tracer):
         worker = here.worker
         if here.outside_invokes:
             self.openings.append(opening)
+        elif isinstance(worker, GradientWorker):
+            raise no_cache_backward()
         elif worker is None or worker.tree is not self.tree:
             raise errors.nothing_runs("tracer.cache()")
         else:
