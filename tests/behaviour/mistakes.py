@@ -1068,6 +1068,7 @@ with model.trace(x):
     with model.embed.output.sum().backward():
         out = model.head.output.save()  #!
 
+
 === a cache in a backward block
 OutsideTraceError: `tracer\.cache\(\)` was called in a backward block.*above the `with loss\.backward
 with model.trace(x) as tracer:
