@@ -9,7 +9,7 @@ import torch
 from tests.behaviour.small import Network
 from tests.conftest import hooks_on
 
-from nnsight import NNsight, OutOfOrderError
+from nnsight import LanguageModel, NNsight, OutOfOrderError
 
 THREADS, TRACES = 8, 100
 
@@ -111,3 +111,31 @@ def test_errors_of_one_thread_disturb_no_other():
     model = NNsight(Network())
     run_threads([(fail, model), *[(check, model)] * 3])
     assert hooks_on(model._module) == []
+
+
+def test_threads_whose_traces_come_first_load_the_weights_once(gpt2_folder, monkeypatch):
+    with torch.no_grad():
+        expected = LanguageModel(gpt2_folder, dispatch=True).trace([5, 6, 7], trace=False).logits
+    model, together = LanguageModel(gpt2_folder), threading.Barrier(4)
+    loads: list[int] = []
+    weights = model._loader.weights
+    monkeypatch.setattr(model._loader, "weights", lambda: loads.append(0) or weights())
+    with model.edit() as edited:
+        model.transformer.h[0].mlp.output[:] += 0
+    found: list[torch.Tensor] = []
+
+    def work(of) -> None:
+        together.wait()
+        with torch.no_grad(), of.trace([5, 6, 7]):
+            layer = of.transformer.h[1].output.save()
+            logits = of.output.logits.save()
+        assert layer is not None
+        found.append(logits)
+
+    threads = [threading.Thread(target=work, args=[of]) for of in (model, model, edited, edited)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(loads) == 1
+    assert len(found) == 4 and all(torch.equal(logits, expected) for logits in found)

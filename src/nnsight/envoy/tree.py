@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import RLock
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary, ref
 
@@ -32,6 +33,7 @@ class Tree:
         self.memory: dict[str, dict[Any, Any]] = {}  # what was found out of each traced module
         self._lineage: Lineage | None = None
         self._layout: layout.Survey | None = None
+        self.loading = RLock()  # held by the thread that reads the weights
         self.classes: Any = None  # `classes.Classes`: of which class the nodes are
 
     def __repr__(self) -> str:

@@ -41,6 +41,7 @@ class NNsight(Envoy):
 
     def _update(self, module: Module) -> None:
         """Point the whole tree at another module of the same structure; envoys stay themselves."""
-        self._tree.root = module
         for view in list(self._tree.views):
             view.repoint(module)
+        self._tree.root = module  # last, as other threads find the root's node by it
+        self._tree.forget()

@@ -99,13 +99,16 @@ class HuggingFaceModel(NNsight):
         return self._dispatched
 
     def dispatch(self) -> None:
-        """Read the weights now, if they are not there yet.
+        """Read the weights now, if they are not there yet. Threads that ask at once read them once.
 
         Raises:
             LoadError: they cannot be read.
         """
-        if not self._dispatched:
-            self._update(self._loader.weights())
+        if self._dispatched:
+            return
+        with self._tree.loading:
+            if not self._dispatched:
+                self._update(self._loader.weights())
 
     def _repoint(self, module: torch.nn.Module) -> None:
         super()._repoint(module)
