@@ -10,7 +10,7 @@ import torch
 from tests.envoy import zoo
 from torch import nn
 
-from nnsight import nested
+from nnsight import NNsight, nested
 from nnsight.envoy.decorated import innermost
 from nnsight.envoy.probes import Probes, listing_of
 from nnsight.interleave.location import INPUT, OUTPUT, Location
@@ -108,6 +108,86 @@ def test_arguments_of_every_kind(watched: bool):
         probed(x, wrong=1)
     with pytest.raises(TypeError, match="missing 1 required positional"):
         probed()
+
+
+class _Told:
+    """An object that tells what is done to it, in which order."""
+
+    def __init__(self, log: list[str], value: Any = 0) -> None:
+        vars(self).update(log=log, value=value)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.log.append(f"get {key}")
+        return self.value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.log.append(f"set {key} {value}")
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+class _Augmented(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        log: list[str] = []
+        told = _Told(log)
+
+        def say(value: Any) -> Any:
+            log.append(f"say {value}")
+            return value
+
+        say(told)[say(1)] += say(2)
+        told[say(1) : say(2) :, ..., say(3)] -= 1
+        told[(*map(say, "ab"), 0)] += 1
+        say(told).z *= say(5)
+        told.__private = 1
+        told.__private |= 2
+        for step in range(2):
+            told[step] += step
+        try:
+            told[say(9)] += say(None)
+        except TypeError:
+            log.append("failed")
+        y = x * 1
+        y[0] += torch.sin(x[0])
+        y[:, 1:] *= 2
+        vars(self).setdefault("count", 0)
+        self.count += 1
+        log.append(str(sorted(name for name in locals() if name.isidentifier())))
+        return y, [line.partition(" object at")[0] for line in log], self.count
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["idle", "watched"])
+def test_augmented_assignments_do_their_steps_in_their_order(watched: bool):
+    x = torch.randn(2, 4)
+    y, log, count = _Augmented()(x)
+    module, run = _Augmented(), _Run()
+    probe(module, run, watched)
+    probed = module(x)
+    assert torch.equal(probed[0], y)
+    assert probed[1:] == (log, count)
+    if watched:
+        offered = {seen.partition(".output")[0] for seen in run.seen}
+        assert {"told_item_0", "z_0", "y_item_0", "y_item_1", "self_count_0"} <= offered
+
+
+def test_the_value_of_an_augmented_assignment_is_replaced():
+    class Adds(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 1
+            y[0] += torch.sin(x[0])
+            return y * 2
+
+    model, x = NNsight(Adds()), torch.randn(2, 4)
+    with model.trace(x):
+        stored = model.source.y_item_0.output.clone().save()
+        model.source.y_item_0.output = torch.ones(4)
+        after = model.output.save()
+    assert torch.equal(stored, x[0] + torch.sin(x[0]))
+    assert torch.equal(after, torch.stack([torch.full((4,), 2.0), x[1] * 2]))
 
 
 def test_functions_inside_keep_their_names():

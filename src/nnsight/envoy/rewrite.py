@@ -18,6 +18,7 @@ from typing import Any
 
 from nnsight.capture.definition import Def, definition_of
 from nnsight.capture.source import FUTURES
+from nnsight.envoy.augmented import in_steps
 from nnsight.envoy.listing import (
     BOUND,
     CALLED,
@@ -135,12 +136,8 @@ class _Rewrite(ast.NodeTransformer):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         node.target, node.value = self.visit(node.target), self.visit(node.value)
-        if not isinstance(node.target, ast.Name):  # storing it twice could be seen
-            return node
-        name = node.target.id
-        value = self._bind(node.target, ast.Name(name, ast.Load()), node)
-        again = ast.Assign([ast.Name(name, ast.Store())], value)
-        return [node, ast.fix_missing_locations(ast.copy_location(again, node))]
+        index = self._target(node.target, node)
+        return in_steps(node, lambda value: _probe(BIND, index, [value], node))
 
     # what runs in another order than it is written, or more than once
 
