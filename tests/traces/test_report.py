@@ -372,3 +372,34 @@ def test_a_view_changed_in_place_has_the_line_of_its_read(halved):
     ]
     read, change = report
     assert read.line == change.line and read.line.startswith("test_report.py:")
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def test_what_a_backward_block_does_is_told():
+    model = NNsight(Network())
+    with model.trace(X) as tracer:
+        hidden = model.second.output
+        loss = model.output.sum()
+        with loss.backward():
+            hidden.grad = hidden.grad * 0
+            weight = model.first.weight.grad.save()
+    report = tracer.report()
+    assert not weight.any()
+    assert told(report)[2:] == [
+        ("0", "write", "hidden.grad"),
+        ("0", "read", "model.first.weight.grad"),
+    ]
+    assert "(100%)" in str(report) and report.summary == []
+
+
+def test_a_backward_block_that_only_reads_changes_nothing():
+    model = NNsight(Network())
+    with model.trace(X) as tracer:
+        hidden = model.second.output
+        with model.output.sum().backward():
+            hidden.grad
+    report = tracer.report()
+    assert told(report)[2:] == [("0", "read", "hidden.grad")]
+    assert "the blocks only read" in report.summary[0]

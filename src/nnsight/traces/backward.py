@@ -14,6 +14,7 @@ from nnsight.capture.tracer import Tracer
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.gradients import Backward, GradientWorker
+from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import here
 from nnsight.interleave.run import run
@@ -51,8 +52,14 @@ class BackwardBlock(Tracer):
         if not block.trivial:
             body = self.scope.function(self, save)
             workers = [GradientWorker(backward, body, block.where)]
-        result = Location(backward, RESULT)
-        run(backward, workers, Batch(), partial(_on_this_thread, call), result, backward.enter)
+        result, around = Location(backward, RESULT), here.worker
+
+        def enter(inner: Interleaver) -> None:
+            backward.enter(inner)
+            if around is not None and around.run is not None and around.run.journal is not None:
+                around.run.journal.join(inner, around)
+
+        run(backward, workers, Batch(), partial(_on_this_thread, call), result, enter)
         if here.worker is not None and any(worker.stopped for worker in workers):
             self.hand_back(outermost=False)
             raise errors.Stop  # for the run that the backward pass is a part of

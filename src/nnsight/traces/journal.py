@@ -69,6 +69,7 @@ class Journal:
         self._names: dict[Worker, str] = {}
         self._asked: dict[Worker, Event] = {}  # what each worker waits for
         self._seen: list[_Seen] = []
+        self._backward: set[Worker] = set()  # of blocks of backward passes
         self._at = ""  # where the run is
         self._batch = Batch()
 
@@ -82,6 +83,22 @@ class Journal:
         def close() -> None:
             self.stopped = run.stopping
             self._close()
+
+        run.at_close(close)
+
+    def join(self, run: Interleaver, around: Worker) -> None:
+        """Take down the backward pass `run` too, which a block that runs on `around` opens."""
+        at = self._at
+        for worker in run.workers:
+            self._names[worker] = self._names[around]
+            self._backward.add(worker)
+        run.journal = self
+        run.observers.append(self._left)
+
+        def close() -> None:
+            self._at = at
+            for worker in run.workers:
+                self.turned(worker)
 
         run.at_close(close)
 
@@ -134,6 +151,7 @@ class Journal:
             self._unmet(worker)
         self._seen.clear()
         self._names.clear()
+        self._backward.clear()
         self._batch = Batch()
 
     # --- changes ----------------------------------------------------------------------------------
@@ -191,7 +209,8 @@ class Journal:
 
     def _unmet(self, worker: Worker) -> None:
         event = self._asked.pop(worker, None)
-        if event is not None:
+        # the gradient of a parameter may be there already, and be taken from its `.grad`
+        if event is not None and worker not in self._backward:
             self.events.append(replace(event, action=UNMET, value=f"({event.action})"))
 
 
