@@ -48,7 +48,9 @@ class Beats:
     def runs_often(self, location: Location) -> bool:
         return str(location) in self.often
 
-    def marks(self, asked: Any) -> list[Location]:
+    stepwise = True
+
+    def marks(self, asked: Any, named: Any) -> list[Location]:
         return []
 
     @property
@@ -64,7 +66,7 @@ def loop(steps: Any, body: Any) -> None:
         run = worker.run
         if run.returned:
             return
-        wait(beginning(run, step, pin.asked), AssertionError)
+        wait(beginning(run, step, pin.asked, worker, False), AssertionError)
         if run.returned:
             return
         worker.pin, pin.step = pin, step

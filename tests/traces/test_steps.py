@@ -422,6 +422,92 @@ def test_a_module_that_does_not_run_in_the_step_is_an_error(again, model, x):
                 model.extra.output
 
 
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_a_loop_that_begins_late_at_what_runs_more_often_than_the_model(again, model, x, step):
+    module = model._module
+    with model.trace(x, 3, fn="roll") as tracer:
+        for _ in tracer.iter[step]:
+            state = model.cell.output.save()
+    same([state], seen(module, module.cell, lambda: module.roll(x, 3))[step : step + 1])
+    with model.trace(fn="roll") as tracer:
+        with tracer.invoke(x, 3):
+            states = [].save()
+            for _ in tracer.iter[step:]:
+                states.append(model.cell.output)
+    same(states, seen(module, module.cell, lambda: module.roll(x, 3))[step:])
+
+
+def test_a_late_skip_of_what_runs_more_often_than_the_model(again, model, module, x):
+    with model.trace(x, 3, fn="roll") as tracer:
+        for _ in tracer.iter[5]:
+            model.cell.skip(x)
+        out = tracer.result.save()
+    runs: list[int] = []
+
+    def patch(m, args, result):
+        runs.append(0)
+        return x if len(runs) == 6 else None
+
+    handle = module.cell.register_forward_hook(patch)
+    expected = module.roll(x, 3)
+    handle.remove()
+    assert torch.equal(out, expected)
+
+
+# --- an operation that runs several times in one forward ------------------------------------------
+
+
+class Waves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(TIMES):
+            x = torch.sin(x)
+        return x
+
+    def roll(self, x: torch.Tensor) -> torch.Tensor:
+        return self(self(x))
+
+
+@pytest.mark.parametrize("chosen", [slice(1, None), slice(1, 3), 2, [1, 3]])
+def test_a_loop_over_an_operation_that_begins_late(x, chosen):
+    waves = NNsight(Waves())
+    steps = list(range(TIMES))[chosen] if isinstance(chosen, slice) else chosen
+    steps = steps if isinstance(steps, list) else [steps]
+    for _ in range(2):
+        with waves.trace(x) as tracer:
+            entered, states = [].save(), [].save()
+            for step in tracer.iter[chosen]:
+                entered.append(step)
+                states.append(waves.source.torch_sin_0.output)
+                waves.source.torch_sin_0.output = x + step
+            out = tracer.result.save()
+        assert entered == steps
+        state = x
+        for step in range(TIMES):
+            state = state.sin()
+            if step in steps:
+                assert torch.equal(states[steps.index(step)], state)
+                state = x + step
+        assert torch.equal(out, state)
+
+
+def test_a_loop_that_names_operations_and_asks_for_none_ends(x):
+    waves = NNsight(Waves())
+    with waves.trace(x) as tracer:
+        entered = [].save()
+        for step in tracer.iter[:]:
+            entered.append(step)
+        waves.source.torch_sin_0 if not entered else None
+    assert entered == [0]
+
+
+def test_a_late_loop_over_an_operation_of_a_method_that_was_not_met_is_a_warning(x):
+    waves = NNsight(Waves())
+    with pytest.warns(UserWarning, match=r"iter\[5:\]` ended before step 5.* `if step >= 5:`"):
+        with waves.trace(x, fn="roll") as tracer:
+            for _ in tracer.iter[5:]:
+                waves.source.torch_sin_0.output = x
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

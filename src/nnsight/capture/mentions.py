@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -22,14 +22,17 @@ def _named_in(code: CodeType) -> set[str]:
     return found
 
 
-def mentions(body: Callable[..., Any], name: str) -> bool:
-    """Whether a function, or one that it holds, names `name`; helpers it calls are not seen."""
+def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
+    """The code of a function, and of those that it holds; helpers it calls are not seen."""
     if not isinstance(body, FunctionType):
-        return False
-    return name in _named_in(body.__code__) or any(
-        isinstance(held, FunctionType) and name in _named_in(held.__code__)
-        for held in map(_held, body.__closure__ or ())
-    )
+        return ()
+    held = map(_held, body.__closure__ or ())
+    return (body.__code__, *(f.__code__ for f in held if isinstance(f, FunctionType)))
+
+
+def mentions(codes: Iterable[CodeType], name: str) -> bool:
+    """Whether one of these codes names `name`."""
+    return any(name in _named_in(code) for code in codes)
 
 
 def _held(cell: Any) -> Any:

@@ -168,11 +168,18 @@ class Passage:
         """Whether a step comes by `location` more than once, as far as this run has seen."""
         return module_of(location) in self._often
 
-    def marks(self, asked: Collection[Location]) -> Collection[Location]:
+    @property
+    def stepwise(self) -> bool:
+        """Whether the run has steps of its own: calls of the model, one after the other."""
+        return self.clock is not None
+
+    def marks(
+        self, asked: Collection[Location], named: Callable[[str], bool]
+    ) -> Collection[Location]:
         """Further places that begin steps, for a loop that has `asked` for these.
 
         Of modules that run in a rhythm of their own, those count that the loop has asked for, and
-        what is above them.
+        what is above them; if it has asked for nothing yet, those that its block names.
         """
         outside = [a for a in asked if getattr(type(a.owner), "between_steps", False)]
         if asked and len(outside) == len(asked):
@@ -180,11 +187,17 @@ class Passage:
         modules = {m: None for a in asked if (m := module_of(a)) is not None}
         if self.clock is None:
             modules |= {m: None for inner in list(modules) for m in self._above(inner)}
-            if not asked:
-                modules = dict.fromkeys(self.counted)
+        if not asked:
+            ours = [m for m in self.counted if named(self._name(m))]
+            modules = dict.fromkeys(ours or (self.counted if self.clock is None else ()))
         odd = [m for m in modules if runs(m) and (self.everything or m in self.counted)]
         own = [a for a in asked if module_of(a) is None and a not in outside]
         return [*map(self._mark, odd), *own]
+
+    def _name(self, module: Module) -> str:
+        """The last name on the way to a module: what a block says that asks for it."""
+        path = [part for part in self._locate(module).path.split(".") if not part.isdecimal()]
+        return path[-1] if path else ""
 
     @property
     def beat(self) -> Location | None:

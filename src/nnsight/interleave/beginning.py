@@ -6,17 +6,26 @@ from collections.abc import Callable, Collection
 
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
+from nnsight.interleave.worker import Worker
 
 
-def beginning(run: Interleaver, step: int, asked: Collection[Location]) -> Callable[[], bool]:
+def beginning(
+    run: Interleaver, step: int, asked: Collection[Location], worker: Worker, first: bool
+) -> Callable[[], bool]:
     """What tells whether `run` has begun `step`, or is over: for a loop that has `asked`.
+
+    A loop that has asked for nothing yet waits for the modules that its block names. Operations
+    are counted from when they are asked for, so if it names some, in one forward, its `first` body
+    is entered at once and waits there.
 
     It is called again and again while the loop waits, so it looks at few places.
     """
     passage = run.passage
     if step == 0 or passage is None:
         return lambda: step == 0 or run.returned
-    marks = list(passage.marks(asked))
+    if first and not asked and worker.sources and not passage.stepwise:
+        return lambda: True
+    marks = list(passage.marks(asked, worker.names))
     for mark in marks:
         run.watch(mark)
     beat: Location | None = None

@@ -6,7 +6,7 @@ owner, and an owner belongs to one tree: two models that name their layers alike
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 OUTPUT, INPUT, SKIP, RESULT, GRAD = "output", "input", "skip", "result", "grad"
@@ -54,7 +54,14 @@ class Passage(Protocol):
         """Whether a step comes by `location` more than once, as far as this run has seen."""
         ...
 
-    def marks(self, asked: Collection[Location]) -> Collection[Location]:
+    @property
+    def stepwise(self) -> bool:
+        """Whether the run has steps of its own: calls of the model, one after the other."""
+        ...
+
+    def marks(
+        self, asked: Collection[Location], named: Callable[[str], bool]
+    ) -> Collection[Location]:
         """Further places that begin steps, for a loop that has `asked` for these."""
         ...
 

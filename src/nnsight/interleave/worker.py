@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from nnsight.capture.mentions import mentions
+from nnsight.capture.mentions import codes_of, mentions
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, Rows
 from nnsight.interleave.location import Location
@@ -58,7 +58,8 @@ class Worker:
         self.rows = rows
         self.where = where
         self.state = state
-        self.sources = mentions(body, "source")  # it may ask for operations inside modules
+        self._codes = codes_of(body)
+        self.sources = self.names("source")  # it may ask for operations inside modules
         self.begun = False
         self.request: Request | None = None  # what it is parked for
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
@@ -76,6 +77,10 @@ class Worker:
         self._refusal: BaseException | None = None
         self._refusals = 0
         self._given_up: TurnThread | None = None  # nobody waits for it any more
+
+    def names(self, name: str) -> bool:
+        """Whether the code of the block names `name`."""
+        return mentions(self._codes, name)
 
     @property
     def alive(self) -> bool:

@@ -60,26 +60,35 @@ class Steps(Tracer):
         return self._loop(worker_of(self.name))
 
     def _loop(self, worker: Worker) -> Iterator[int]:
-        outer, pin = worker.pin, Pin(0)
+        outer, pin, first = worker.pin, Pin(0), True
         try:
             for step in self.chosen:
                 pin.coming = step
-                if not _reach(worker, step, pin):
-                    self._warn_unless_open(step)
+                if not _reach(worker, step, pin, first):
+                    self._warn_of_the_end(step, first, worker, pin)
                     return
-                worker.pin, pin.step = pin, step
+                worker.pin, pin.step, first = pin, step, False
                 yield step
         finally:
             worker.pin, pin.coming = outer, LEFT
             if outer is not None:
                 outer.asked |= pin.asked
 
-    def _warn_unless_open(self, step: int) -> None:
+    def _warn_of_the_end(self, step: int, first: bool, worker: Worker, pin: Pin) -> None:
+        """Tell of a loop that may not have done what was meant."""
+        unsure = first and step > 0 and worker.sources
+        if self.open and not unsure:
+            return
+        text = f"`{self.name}` ended before step {step}, because the run did"
         if not self.open:
-            warn(
-                f"`{self.name}` ended before step {step}, because the run did: it made fewer steps "
-                "than were asked for. Write `tracer.iter[:]` for as many as there are."
+            text += ": it made fewer steps than were asked for"
+        text += ". Write `tracer.iter[:]` for as many as there are."
+        if not pin.asked:
+            text += (
+                " The loop had asked for nothing yet, so its steps were those of the model. What "
+                f"runs more often than that, ask for at every step, and act `if step >= {step}:`."
             )
+        warn(text)
 
     def execute(self) -> None:
         """Run the captured body once for each step, with the step for its `as` target."""
@@ -92,12 +101,12 @@ class Steps(Tracer):
         return {}
 
 
-def _reach(worker: Worker, step: int, pin: Pin) -> bool:
+def _reach(worker: Worker, step: int, pin: Pin, first: bool) -> bool:
     """Wait until the run begins `step`; False if it ended before."""
     run = worker.run
     if run is None or run.returned:
         return False
-    begun = beginning(run, step, pin.asked)
+    begun = beginning(run, step, pin.asked, worker, first)
     wait(begun, lambda: errors.InternalError("a loop over steps was left waiting"))
     return not run.returned
 
