@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 import io
@@ -17,6 +18,7 @@ from tests.conftest import hooks_on
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import nnsight
 from nnsight import NeverCalledError, NNsight, OutOfOrderError
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
@@ -538,3 +540,87 @@ def test_no_run_keeps_a_model(way: Callable[[NNsight], None]):
         assert [ref() for ref in run()] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_module_that_is_copied_in_the_forward_is_not_taken_for_its_copy():
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return copy.deepcopy(self.inner)(-x) + self.inner(x)
+
+    module = Copies()
+    model = NNsight(module)
+    for _ in range(2):
+        with model.trace(X):
+            seen = model.inner.output.save()
+        assert torch.equal(seen, module.inner(X))
+    with model.trace(X):
+        model.inner.output = model.inner.output * 0
+        out = model.output.save()
+    assert torch.equal(out, module.inner(-X))
+
+
+def test_a_copy_or_a_pickle_made_in_a_block_is_rid_of_our_hooks_when_it_is_used(module):
+    model, file = NNsight(module), io.BytesIO()
+    expected = module(X)
+    for _ in range(2):
+        with model.trace(X):
+            _ = model.layers[0].output
+            _ = model.layers[1].fc.output
+            twin = nnsight.save(copy.deepcopy(module))
+            file.seek(0)
+            pickle.dump(module, file)
+    file.seek(0)
+    for other in (twin, pickle.load(file)):
+        assert torch.equal(other(X), expected)
+        assert hooks_on(other) == []
+    with model.trace(X):
+        _ = model.layers[0].input  # with a gate
+        dumped = nnsight.save(pickle.dumps(module))
+    assert torch.equal(pickle.loads(dumped)(X), expected)
+
+
+def test_hooks_of_the_users_are_called_by_no_probe():
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    module, calls = Sums(), []
+    module.inner.register_forward_hook(lambda m, args, out: calls.append(1))
+    model = NNsight(module)
+    with pytest.warns(UserWarning, match="hooks of its own, which would be called once more"):
+        with model.trace() as tracer:
+            with tracer.invoke(torch.ones(2, 4)):
+                first = model.inner.output.save()
+            with tracer.invoke(torch.ones(2, 4)):
+                pass
+    assert first.shape == (2, 4)
+    assert len(calls) == 1
+
+
+def test_a_forward_that_the_user_replaced_is_part_of_the_model_for_a_probe():
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.same(x) + x
+
+    module = Sums()
+    forward = module.same.forward
+    module.same.forward = functools.wraps(forward)(lambda x: forward(x).sum(0))
+    model = NNsight(module)
+    with model.trace() as tracer:
+        with tracer.invoke(torch.ones(2, 4)):
+            vector = model.same.output.save()
+        with tracer.invoke(torch.ones(2, 4)):
+            pass
+    assert vector.shape == (4,)

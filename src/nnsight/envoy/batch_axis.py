@@ -69,14 +69,17 @@ def _with_rows(values: Any, total: int, rows: int) -> Any:
 
 
 def _twin(module: Module) -> Module:
-    """A copy of `module` that shares its weights and has no hooks; its buffers are its own."""
-    twin = copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
-    for inner in twin.modules():
-        inner._forward_hooks.clear()
-        inner._forward_pre_hooks.clear()
-        if hasattr(inner.__dict__.get("forward"), "__wrapped__"):
-            del inner.__dict__["forward"]  # a gate of the run that is going on
-    return twin
+    """A copy of `module` that shares its weights and has a state and no hook of ours.
+
+    Raises:
+        TypeError: the user has hooks on it. They may be part of what the model computes, and they
+            may only collect values: with them and without them the twin would be wrong.
+    """
+    for inner in module.modules():
+        for key in (*inner._forward_hooks, *inner._forward_pre_hooks):
+            if not isinstance(key, tuple):
+                raise TypeError("it has hooks of its own, which would be called once more")
+    return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
 
 
 @contextmanager

@@ -34,12 +34,46 @@ def new_key() -> tuple[str, int]:
     return "nnsight", next(_numbers)
 
 
+class Hook:
+    """A hook of ours. A copy of its module that is made during the run does not have it.
+
+    (A copy of PyTorch's dictionaries cannot leave an entry out, so what stands there takes itself
+    off when the copy is called for the first time.)
+    """
+
+    __slots__ = ("_act",)
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._act(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _stray
+
+    def __reduce__(self) -> Any:
+        return _a_stray, ()
+
+
+def _stray(module: Module, *_: Any) -> None:
+    """What is left of our hooks in a copy: takes them off."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hook is _stray]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _a_stray() -> Callable[..., None]:
+    return _stray
+
+
 def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     """Call `hook(module, args, result)` after the module, and after the user's own hooks."""
     key: Any = new_key()
     hooks: Any = module._forward_hooks
     run.at_close(hooks.pop, key, None)
-    hooks[key] = hook
+    hooks[key] = Hook(hook)
 
 
 def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
@@ -50,7 +84,7 @@ def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> Non
     run.at_close(with_kwargs.pop, key, None)
     run.at_close(hooks.pop, key, None)
     with_kwargs[key] = True
-    hooks[key] = hook
+    hooks[key] = Hook(hook)
 
 
 def _no_effect(*_: Any) -> None:
@@ -137,6 +171,11 @@ class _Gate:
             return own.__get__(twin)
         return copy.deepcopy(self.displaced or self.original, memo)
 
+    def __reduce__(self) -> Any:
+        if self.displaced is None:
+            return getattr, (self.module, self.name)
+        return _itself, (self.displaced,)
+
     def _skip(self, one: _Pass, skips: Any, call: Any) -> Any:
         """What the module gives when blocks skip it."""
         run, location, ran = one.run, one.skip, False
@@ -163,6 +202,10 @@ class _Gate:
                 del self.module.__dict__[self.name]
             else:
                 self.module.__dict__[self.name] = self.displaced
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 _gates: dict[tuple[int, str], _Gate] = {}  # by module and attribute, while a run needs one
@@ -266,9 +309,10 @@ def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> Non
             module._forward_hooks.pop(key, None)
 
     run.at_close(undo)
+    starts, ends = Hook(before), Hook(after)
     for module in modules:
-        module._forward_pre_hooks[key] = before
-        module._forward_hooks[key] = after
+        module._forward_pre_hooks[key] = starts
+        module._forward_hooks[key] = ends
 
 
 def count_inside(module: Module, run: Interleaver) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from nnsight.envoy.handoff import new_key
+from nnsight.envoy.handoff import Hook, new_key
 from nnsight.envoy.passage import module_of
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, Location
@@ -49,7 +49,7 @@ def _hook_outputs(targets: Targets, see: See, run: Interleaver) -> None:
 
     run.at_close(undo)
     for module in targets:
-        module._forward_hooks[key] = hook  # type: ignore[index]
+        module._forward_hooks[key] = Hook(hook)  # type: ignore[index]
 
 
 def _hook_inputs(targets: Targets, see: See, run: Interleaver) -> None:
@@ -67,4 +67,4 @@ def _hook_inputs(targets: Targets, see: See, run: Interleaver) -> None:
     run.at_close(undo)
     for module in targets:
         module._forward_pre_hooks_with_kwargs[key] = True  # type: ignore[index]
-        module._forward_pre_hooks[key] = hook  # type: ignore[index]
+        module._forward_pre_hooks[key] = Hook(hook)  # type: ignore[index]
