@@ -268,7 +268,8 @@ def touch(modules: Iterable[Module], run: Interleaver) -> None:
     for module in modules:
         if id(module) not in run.touched:
             run.touched.add(id(module))
-            _hook(module, _no_effect, run)
+            if getattr(type(module), "forward", None) is not Module.forward:  # a list never runs
+                _hook(module, _no_effect, run)
 
 
 def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:
