@@ -312,6 +312,33 @@ def test_without_detaching_gradients_can_be_taken(model, module):
     torch.testing.assert_close(found, expected)
 
 
+def test_without_detaching_gradients_of_the_rows_of_an_invoke_can_be_taken(model):
+    def gradients(*others: torch.Tensor) -> list[torch.Tensor]:
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                cache = tracer.cache(modules=model.layers[0].attn, detach=False)
+                loss = model.output.sum().save()
+                attn = cache.layers[0].attn.output
+                (asked,) = torch.autograd.grad(loss, attn, retain_graph=True)
+                with loss.backward(retain_graph=True):
+                    read = attn.grad.save()
+                asked = asked.save()
+            for other in others:
+                with tracer.invoke(other):
+                    pass
+        rows = cache.layers[0].attn.output
+        rows.retain_grad()
+        loss.backward()
+        return [asked, read, rows.grad]
+
+    alone, beside = gradients(), gradients(X + 1)
+    assert alone[0].any()
+    for one, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(other, one)
+    for one in alone[1:]:
+        torch.testing.assert_close(one, alone[0])
+
+
 def test_without_detaching_a_later_change_in_place_still_does_not_reach_it(model, module):
     before = module.embed(X).detach()
     with model.trace(X) as tracer:

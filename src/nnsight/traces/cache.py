@@ -13,9 +13,9 @@ from typing import Any
 
 from nnsight import nested
 from nnsight.capture.saving import save as keep
-from nnsight.interleave.batching import Rows
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT
+from nnsight.interleave.worker import Worker
 from nnsight.traces import cache_file, errors
 from nnsight.traces.layout import Layout, join
 from nnsight.traces.model import Model
@@ -238,10 +238,11 @@ class Opening:
     model: Model
     layout: Layout
 
-    def begin(self, run: Interleaver, rows: Rows | None) -> None:
-        """See `rows` of the values of `run` from now on; None for the whole batch."""
+    def begin(self, run: Interleaver, worker: Worker | None) -> None:
+        """See the values of `run` from now on: the rows of `worker`, or the whole batch."""
+        rows = None if worker is None else worker.rows
         store, layout = self.cache._store, self.layout
-        recorder = Recorder(store, self.keeping, run.batch, rows, run.away)
+        recorder = Recorder(store, self.keeping, run.batch, rows, run.away, worker)
         outputs, inputs = (
             {layout.modules[p]: layout.places[p, kind] for p in store.asked if kind in store.kinds}
             for kind in (OUTPUT, INPUT)

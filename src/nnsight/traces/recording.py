@@ -17,6 +17,7 @@ from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch, Rows
 from nnsight.interleave.location import Location
+from nnsight.interleave.row_gradients import Pieces
 from nnsight.traces.layout import Names
 
 _transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
@@ -120,6 +121,7 @@ class Recorder:
     batch: Batch
     rows: Rows | None
     away: Sequence[Rows]  # of blocks that skip what is running: it is nothing to them
+    worker: Any = None  # whose cache it is, if it is not that of the whole batch
 
     def see(self, location: Location, value: Any) -> None:
         """The run is at `location` and goes on with `value`."""
@@ -127,9 +129,18 @@ class Recorder:
             raise errors.transformed(location)
         if self.away and self.rows in self.away:
             return
-        own = value if self.rows is None else self.batch.narrow(value, self.rows, location)
-        kept = self._copy(own)
+        kept = self._copy(value) if self.rows is None else self._copy_rows(location, value)
         self.store.values[location.kind].setdefault(location.owner.path, []).append(kept)
+
+    def _copy_rows(self, location: Location, value: Any) -> Any:
+        """The same of this block's rows; those kept in their graph are known to be rows of it."""
+        if self.keeping.detach:
+            return self._copy(self.batch.narrow(value, self.rows, location))
+        pieces = Pieces()
+        note = functools.partial(pieces.add, self.worker)
+        kept = self._copy(self.batch.narrow(value, self.rows, location, note))
+        pieces.bridge()
+        return kept
 
     def _copy(self, value: Any) -> Any:
         """`value` with every tensor copied, in containers that nobody else has."""

@@ -175,7 +175,7 @@ class Trace(Tracer):
         elif worker is None or worker.tree is not self.tree:
             raise errors.nothing_runs("tracer.cache()")
         else:
-            opening.begin(worker.run, worker.rows)
+            opening.begin(worker.run, worker)
         return save(opening.cache)
 
     def report(self) -> Report:
