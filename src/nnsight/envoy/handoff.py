@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from torch.nn import Module
 
+from nnsight.envoy.layout import is_container
 from nnsight.envoy.passage import Passage, Survey, eager, is_compiled
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
@@ -268,7 +269,7 @@ def touch(modules: Iterable[Module], run: Interleaver) -> None:
     for module in modules:
         if id(module) not in run.touched:
             run.touched.add(id(module))
-            if getattr(type(module), "forward", None) is not Module.forward:  # a list never runs
+            if not is_container(module):  # which never runs
                 _hook(module, _no_effect, run)
 
 
