@@ -566,6 +566,20 @@ def test_next_beyond_the_run_is_an_error(model, x):
             model.cell.next(9).output
 
 
+def test_the_result_is_there_after_the_news_that_there_is_no_further_step(again, model, module, x):
+    with model.trace(x, 3, fn="roll") as tracer:
+        heads = [].save()
+        try:
+            heads.append(model.head.output)
+            while True:
+                heads.append(model.head.next().output)
+        except MissedProviderError:
+            pass
+        out = tracer.result.save()
+    same(heads, list(module.roll(x, 3)))
+    assert torch.equal(out, module.roll(x, 3))
+
+
 @pytest.mark.parametrize(
     ("chosen", "kind", "text"),
     [

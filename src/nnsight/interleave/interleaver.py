@@ -21,7 +21,7 @@ from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
 from nnsight.interleave.cuts import Cut, Rows
 from nnsight.interleave.location import Location, Passage
-from nnsight.interleave.request import WAIT, WRITE, Request
+from nnsight.interleave.request import READ, WAIT, WRITE, Request
 from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 
@@ -65,6 +65,7 @@ class Interleaver:
         # rows whose blocks skip what is running: it runs for the others, and is nothing to them
         self.away: list[Rows] = []
         self._unseen: dict[Location, set[Rows]] = {}  # those that were away at every visit
+        self.outcome: Any = None  # what the call returned, with what blocks did to it
         self.last: Location | None = None  # the last location where somebody was answered
         self.written: list[Location] = []
         self.failure: tuple[BaseException, TracebackType | None] | None = None  # a block's error
@@ -330,7 +331,7 @@ class Interleaver:
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
         self.workers = []
         self._visit = self.tree = self.failure = self.passage = self.result = None
-        self.journal = None
+        self.journal = self.outcome = None
 
     def at_close(self, undo: Callable[..., Any], *args: Any) -> None:
         """Call `undo(*args)` when the run is over."""
@@ -377,6 +378,8 @@ class Interleaver:
             number, value = self.between.get(location, (-1, None))
             if number == request.visit:
                 return True, self.batch.narrow(value, worker.rows, location)
+            if self.over and location == self.result and request.action == READ:
+                return True, self.batch.narrow(self.outcome, worker.rows, location)
             if self.over:
                 raise errors.ended(location)
             raise self._passed(worker, request, location)

@@ -58,7 +58,7 @@ def run(
             raise errors.Stop
         value = call()
         interleaver.end_steps()
-        value = interleaver.offer(result, value)
+        value = interleaver.outcome = interleaver.offer(result, value)
         interleaver.finish()
         return value
     except errors.Stop:
