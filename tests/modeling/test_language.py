@@ -71,6 +71,64 @@ def test_dispatch_loads_once(gpt2_folder, name):
     assert model.dispatched and model._module is module
 
 
+def _hook(*_: Any) -> None: ...
+
+
+def _add(model: Any) -> None:
+    model.transformer.h[0].sae = torch.nn.Linear(2, 2)
+
+
+CHANGES = {
+    "to": (lambda m: m.to(torch.bfloat16), lambda m: m.lm_head.weight.dtype == torch.bfloat16),
+    "half": (lambda m: m.half(), lambda m: m.lm_head.weight.dtype == torch.float16),
+    "cpu": (lambda m: m.cpu(), lambda m: m.lm_head.weight.is_cpu),
+    "train": (lambda m: m.train(), lambda m: m.training and m.transformer.h[0].mlp.training),
+    "training": (
+        lambda m: setattr(m.transformer, "training", True),
+        lambda m: m.transformer.training,
+    ),
+    "freeze": (
+        lambda m: m.requires_grad_(False),
+        lambda m: not any(p.requires_grad for p in m.parameters()),
+    ),
+    "parameters": (
+        lambda m: [p.data.zero_() for p in m.parameters()],
+        lambda m: not m.lm_head.weight.any(),
+    ),
+    "hook": (
+        lambda m: m.transformer.h[0].attn.attn_dropout.register_forward_hook(_hook),
+        lambda m: _hook in m.transformer.h[0].attn.attn_dropout._forward_hooks.values(),
+    ),
+    "module": (_add, lambda m: m.transformer.h[0].sae.weight.shape == (2, 2)),
+    "weight": (
+        lambda m: m.transformer.wte.weight.data.zero_(),
+        lambda m: not m.transformer.wte.weight.any(),
+    ),
+    "a method of its own": (
+        lambda m: m.resize_token_embeddings(300),
+        lambda m: m.lm_head.weight.shape[0] == 300,
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "is_there"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_is_done_before_the_weights_come_is_done_to_the_weights(gpt2_folder, change, is_there):
+    model = LanguageModel(gpt2_folder)
+    change(model)
+    with torch.no_grad(), model.trace([5, 6]):
+        ran = model.lm_head.output.save()
+    assert is_there(model._module) and not ran.is_meta and ran.dtype == model.lm_head.weight.dtype
+
+
+def test_looking_at_the_tree_loads_nothing(gpt2_folder):
+    model = LanguageModel(gpt2_folder)
+    assert model.training is False and model.config.n_layer == 2 and hasattr(model, "train")
+    assert len(model.modules()) == len(list(model._module.modules())) and repr(model)
+    with model.scan([5, 6]):
+        shape = model.transformer.wte.weight.shape
+    assert shape[1] == model.config.n_embd and not model.dispatched
+
+
 def test_a_loaded_module_is_wrapped_as_it_is(tokenizer):
     module = model_of("gpt2")
     model = LanguageModel(module, tokenizer=tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.classes import Envoys
 from nnsight.envoy.keywords import signature_names, warn_dropped, without_retired
 from nnsight.envoy.layout import is_container
-from nnsight.envoy.method import Method, is_traceable
+from nnsight.envoy.method import Method, is_traceable, loaded_first
 from nnsight.envoy.observe import See, Targets, observe
 from nnsight.envoy.operations import source_of
 from nnsight.envoy.passage import Passage, Survey
@@ -293,6 +294,16 @@ class Envoy(Node):
         if isinstance(root, Envoy) and root is not self:
             root._before_run()
 
+    def _awaits_weights(self) -> bool:
+        """Whether the modules are stand-ins, and others take their place before the model runs."""
+        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
+        return isinstance(root, Envoy) and root is not self and root._awaits_weights()
+
+    def _before_change(self) -> None:
+        """Called before something is done to the module itself: not to a stand-in, which goes."""
+        if self._awaits_weights() and not self._runs_beside():  # a block of a scan loads nothing
+            self._before_run()
+
     def _place(self, value: Any) -> Any:
         parameter = first_parameter(self._module)
         if parameter is None or parameter.device.type == "meta":
@@ -386,7 +397,14 @@ class Envoy(Node):
             raise self._no_such(name) from error.__cause__
         if isinstance(value, Module):  # `model.base_model`: a module under another name
             return self._node_of(value) or value
-        return Method(self, value) if is_traceable(self._module, name, value) else value
+        if is_traceable(self._module, name, value):
+            return Method(self, value)
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            self._before_change()
+            return getattr(self._module, name)
+        if isinstance(value, MethodType) and value.__self__ is self._module:
+            return loaded_first(self, value) if self._awaits_weights() else value
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or hasattr(type(self), name)
@@ -396,6 +414,8 @@ class Envoy(Node):
         if isinstance(value, Envoy):
             value = value._module
         target = name[2:] if name.startswith("E_") else name
+        if isinstance(value, Module) or hasattr(self._module, name):
+            self._before_change()
         if isinstance(value, Module):
             setattr(self._module, target, value)
             self._tree.forget()
@@ -414,6 +434,7 @@ class Envoy(Node):
         if name in vars(self):
             super().__delattr__(name)
         else:
+            self._before_change()
             delattr(self._module, name[2:] if name.startswith("E_") else name)
             self._tree.forget()
 
@@ -425,7 +446,11 @@ class Envoy(Node):
         return sorted({*super().__dir__(), *self._names(), *self._aliases(), *dir(self._module)})
 
     def to(self, *args: Any, **kwargs: Any) -> Envoy:
-        """Move the module as `torch.nn.Module.to` does; returns this envoy."""
+        """Move the module as `torch.nn.Module.to` does; returns this envoy.
+
+        As everything that is done to a module, it loads weights that are not there yet.
+        """
+        self._before_change()
         self._module.to(*args, **kwargs)
         return self
 
@@ -435,6 +460,7 @@ class Envoy(Node):
 
     def cuda(self, device: int | torch.device | None = None) -> Envoy:
         """Move the module to a GPU; returns this envoy."""
+        self._before_change()
         self._module.cuda(device)
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -26,6 +27,8 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_entered():
             return self._envoy.trace(*args, fn=self._method.__name__, **kwargs)
+        if self._envoy._awaits_weights():
+            return loaded_first(self._envoy, self._method)(*args, **kwargs)
         return self._method(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -35,6 +38,20 @@ class Method:
 
     def __repr__(self) -> str:
         return repr(self._method)
+
+
+def loaded_first(envoy: Any, method: MethodType) -> Callable[..., Any]:
+    """`method` of a module that awaits its weights: a call loads them, and is made on the loaded.
+
+    What a method did to the module before would be lost with it.
+    """
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        envoy._before_change()
+        return getattr(envoy._module, method.__name__)(*args, **kwargs)
+
+    return call
 
 
 def is_traceable(module: Module, name: str, value: Any) -> bool:

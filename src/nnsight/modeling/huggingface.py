@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nnsight.modeling.base import NNsight
-from nnsight.modeling.loading import Loader, loader
+from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
 
 
@@ -117,6 +117,9 @@ class HuggingFaceModel(NNsight):
     def dispatch_model(self) -> None:
         """The same as `dispatch()` (an older name)."""
         self.dispatch()
+
+    def _awaits_weights(self) -> bool:
+        return not self._dispatched and not isinstance(self._loader, Loaded)
 
     def _before_run(self) -> None:
         self.dispatch()
