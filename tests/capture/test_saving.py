@@ -148,6 +148,13 @@ def test_names_that_a_saved_container_is_unpacked_into(kind):
     assert c is UNBOUND
 
 
+def test_names_of_a_saved_container_that_is_unpacked_in_depth():
+    a = b = c = rest = UNBOUND
+    with Trace():
+        a, (b, c), *rest = save(([1], ([2], [3]), [4], [5]))
+    assert (a, b, c, rest) == ([1], [2], [3], [[4], [5]])
+
+
 def test_rebinding_unsaves():
     a = UNBOUND
     with Trace():

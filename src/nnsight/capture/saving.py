@@ -71,11 +71,11 @@ class Saves:
         return any(name in _names_at(b or block, span) for b, span in entry.places)
 
     def _container_of(self, value: Any) -> _Saved | None:
-        """The saved tuple or list that `value` is an element of: `a, b = save((a, b))`."""
+        """The saved tuple or list that a statement unpacked `value` from: `a, *b = save(x)`."""
         for entry in self._kept.values():
-            if issubclass(type(entry.value), (tuple, list)):
-                if any(element is value for element in entry.value):
-                    return entry
+            held = _elements(entry.value)
+            if id(value) in held or (_elements(value) and _elements(value) <= held):
+                return entry
         return None
 
     def versions(self) -> dict[int, int | None]:
@@ -129,6 +129,23 @@ def save(value: T) -> T:
         )
     current.add(value)
     return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value)
+
+
+def _elements(value: Any) -> set[int]:
+    """The elements of a tuple or a list, by id, and of those in it."""
+    found: set[int] = set()
+    pending: list[Any] = [value]
+    while pending:
+        current = pending.pop()
+        if issubclass(type(current), (tuple, list)):
+            inside = [element for element in _listed(current) if id(element) not in found]
+            found.update(map(id, inside))
+            pending += inside
+    return found
 
 
 def _version(value: Any) -> int | None:
