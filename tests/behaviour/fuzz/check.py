@@ -80,6 +80,10 @@ class Outcome:
         """What is not as it is in `right`."""
         # gradients are summed in the order in which threads made their parts
         tolerances = {"end": 0.0, "log": 0.0, "saved": 0.0, "seen": 0.0, "grads": 1e-4}
+        if any(isinstance(grads, str) for grads in (self.grads, right.grads)):
+            # whether a tensor that a block replaced is still held, and so is changed in place with
+            # its successor, hangs on who called: torch refuses the backward there, which is loud
+            del tolerances["grads"]
         return [
             f"{what}: {getattr(self, what)}\n  instead of {getattr(right, what)}"
             for what, atol in tolerances.items()

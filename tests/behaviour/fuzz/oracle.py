@@ -44,6 +44,9 @@ class Oracle(Shared):
         self.over = self.stopping = False
         self.failure: BaseException | None = None
         self.cuts: list[rows.Cut] = []
+        self.outcome: Any = None  # what the model returned, with what blocks did to it
+        self.away: list[int] = []  # blocks that skip what is running
+        self.unseen: dict[Key, set[int]] = {}  # those that were away at every visit
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -59,7 +62,7 @@ class Oracle(Shared):
                 pass
             if self.stopping:
                 raise Stop
-            self.offer((None, "result"), self.model(x))
+            self.outcome = self.offer((None, "result"), self.model(x))
             self.finish()
         except Stop:
             self.cancel()
@@ -100,7 +103,11 @@ class Oracle(Shared):
             parts = sorted(skips.values(), key=lambda pair: pair[0].rows.start)  # type: ignore
             if sum(block.rows.stop - block.rows.start for block, _ in parts) == self.total:  # type: ignore
                 return rows.joined([value for _, value in parts])
-            result = forward(*args, **kwargs)
+            self.away += [block.index for block, _ in parts]  # what runs now is nothing to them
+            try:
+                result = forward(*args, **kwargs)
+            finally:
+                del self.away[len(self.away) - len(parts) :]
             for block, value in parts:
                 result = self.put(result, block, value)
             return result
@@ -133,6 +140,8 @@ class Oracle(Shared):
         ):  # blocks that are free to go on do so at the next place of interest
             self.visits[key] += 1
             return visit
+        away = set(self.away)
+        self.unseen[key] = away & (self.unseen.get(key, set()) if visit.number else away)
         outer, self.visit = self.visit, visit
         try:
             while self._answer_all(visit) or self.release():
@@ -146,7 +155,7 @@ class Oracle(Shared):
 
     def _answer_all(self, visit: Visit) -> bool:
         found = False
-        for block in self.blocks:
+        for block in [each for each in self.blocks if each.index not in self.away]:
             while block.request is not None and self._is_for(block.request, visit):
                 found = True
                 request, block.request = block.request, None
@@ -289,9 +298,12 @@ class Oracle(Shared):
         self.asked.add(request[1])
         if request[1][1] == "input":
             self.asked.add((request[1][0], "skip"))
-        if self.visit is not None and self._is_for(request, self.visit):
+        away = block.index in self.away
+        if self.visit is not None and self._is_for(request, self.visit) and not away:
             return False, self.serve(block, request, self.visit)
-        if self.visits[request[1]]:
+        if self.visits[request[1]] and block.index not in self.unseen.get(request[1], ()):
+            if self.over and request[:2] == ("read", (None, "result")):
+                return False, self.narrow(self.outcome, block)
             block.refusals += 1
             if block.refusals > PATIENCE:
                 raise Swallowed
