@@ -201,7 +201,8 @@ def test_a_retired_thread_ends_and_closes_what_it_had():
     thread.retire()
     thread._thread.join(5)
     assert not thread._thread.is_alive()
-    assert descriptors() == before
+    assert descriptors() <= before  # threads that earlier tests retired may end meanwhile
+    assert getattr(thread._go, "_descriptor", -1) == getattr(thread._back, "_descriptor", -1) == -1
     assert thread not in turns._all
 
 
@@ -217,7 +218,7 @@ def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch):
             TurnThread()
     gc.collect()
     assert len(turns._all) == count
-    assert (descriptors() if os.path.isdir("/proc/self/fd") else 0) == before
+    assert (descriptors() if os.path.isdir("/proc/self/fd") else 0) <= before
 
 
 def test_a_resting_thread_holds_nothing_of_its_last_job():
