@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nnsight.capture.instructions import in_header
+from nnsight.capture.callsite import is_entered_at
 from nnsight.capture.saving import save
 from nnsight.config import CONFIG
 from nnsight.interleave.gradients import shares_graph
@@ -51,7 +51,7 @@ def mount_backward() -> None:
         if len(args) < 2 and kwargs.get("retain_graph") is None and shares_graph():
             kwargs["retain_graph"] = True
         call = functools.partial(plain, self, *args, **kwargs)
-        return BackwardBlock(self, call) if in_header(_caller()) else call()
+        return BackwardBlock(self, call) if is_entered_at(_caller()) else call()
 
     backward.__module__ = __name__
     torch.Tensor.backward = backward

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import OUTPUT, RESULT, Location
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.run import run
 from nnsight.interleave.worker import Worker
 

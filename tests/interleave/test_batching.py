@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from nnsight import nested
-from nnsight.interleave.batching import Batch, Rows, assemble, combine, count_rows
+from nnsight.interleave.batching import Batch, assemble, combine, count_rows
 from nnsight.interleave.errors import BatchError
 from nnsight.interleave.location import SKIP
+from nnsight.interleave.rows import Rows
 from tests.interleave.scripted import Script
 
 TOTAL = 5

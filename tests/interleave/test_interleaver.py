@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nnsight.interleave import errors
-from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import SKIP
 from nnsight.interleave.request import read, wait, write
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.visit import outcome
 from tests.interleave.scripted import Script
 from tests.interleave.small import WIDTH, at_work, net

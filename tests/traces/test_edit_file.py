@@ -174,7 +174,7 @@ def test_what_cannot_be_written(model, tmp_path):
         edited.export_edits("x", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../../up", "..", "/root/x", "a/b"])
+@pytest.mark.parametrize("name", ["../../up", "..", "/up", "a/b"])
 def test_a_name_leads_nowhere_else(model, tmp_path, name):
     with model.edit(inplace=True):
         model.first.output[:] = 0

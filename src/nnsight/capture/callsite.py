@@ -22,6 +22,12 @@ def is_entered() -> bool:
     frame: FrameType | None = frame_at(1)
     while frame is not None and traceback.is_hidden(frame.f_code.co_filename):
         frame = frame.f_back
+    return frame is not None and is_entered_at(frame)
+
+
+def is_entered_at(caller: FrameType) -> bool:
+    """Whether a `with` enters what the call that `caller` is making returns."""
+    frame: FrameType | None = caller
     while frame is not None:
         name = _next(frame.f_code, frame.f_lasti)
         if name != "RETURN_VALUE":

@@ -76,14 +76,3 @@ def past_target(code: CodeType, offset: int) -> int:
     while raw[offset] == 0:  # inline caches of the last instruction
         offset += 2
     return offset
-
-
-def in_header(frame: FrameType) -> bool:
-    """Whether what `frame` is calling now stands in the header of a `with`: `with f():`."""
-    raw, offset = frame.f_code.co_code, frame.f_lasti + 2
-    while raw[offset] in (0, dis.EXTENDED_ARG):  # the inline caches of the call
-        offset += 2
-    if sys.version_info >= (3, 14):  # `with` copies the manager and looks `__exit__` up
-        names = opcode.opname[raw[offset]], opcode.opname[raw[offset + 2]]
-        return names == ("COPY", "LOAD_SPECIAL")
-    return _enters(raw, offset)

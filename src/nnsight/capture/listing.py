@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from nnsight.capture.block import Block
+from nnsight.capture.definition import definition_of
 from nnsight.capture.source import FUTURES, read_again
 
 
@@ -37,17 +38,12 @@ def _same(text: str, body: list[ast.stmt]) -> bool:
 
 def text_of_function(function: FunctionType) -> str | None:
     """The `def` of a function; None for one without text, a lambda, or a decorated one."""
-    try:
-        source = inspect.getsource(function)
-        inside = source[:1].isspace()
-        outer = ast.parse(f"if 1:\n{source}" if inside else source).body
-    except (OSError, TypeError, SyntaxError):
+    found = definition_of(function)
+    if found is None or not isinstance(found.node, ast.FunctionDef) or found.node.decorator_list:
         return None
-    found = outer[0].body if isinstance(outer[0], ast.If) else outer
-    if not isinstance(found[0], ast.FunctionDef) or found[0].decorator_list or len(found) > 1:
-        return None
-    text = textwrap.dedent(source).rstrip()
-    return text if _same(text, found) else ast.unparse(found[0])
+    node = found.node
+    text = textwrap.dedent("".join(found.lines[node.lineno - 1 : node.end_lineno])).rstrip()
+    return text if _same(text, [node]) else ast.unparse(node)
 
 
 def indented(text: str) -> str:

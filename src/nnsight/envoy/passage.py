@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import torch
 from torch.nn import Module
 
+from nnsight.envoy.layout import is_container
 from nnsight.interleave.location import INPUT, OUTPUT, SKIP, Location
 
 
@@ -79,12 +80,6 @@ def module_of(location: Location) -> Module | None:
     if location.kind not in (OUTPUT, INPUT, SKIP):
         return None
     return vars(location.owner).get("_module")
-
-
-def runs(module: Module) -> bool:
-    """Whether `module` can be called itself: a list of modules cannot."""
-    own = getattr(type(module), "forward", None)  # a scripted module's class has none
-    return own is not Module.forward or "forward" in vars(module)
 
 
 class Passage:
@@ -190,7 +185,7 @@ class Passage:
         if not asked:
             ours = [m for m in self.counted if named(self._name(m))]
             modules = dict.fromkeys(ours or (self.counted if self.clock is None else ()))
-        odd = [m for m in modules if runs(m) and (self.everything or m in self.counted)]
+        odd = [m for m in modules if not is_container(m) and (self.everything or m in self.counted)]
         own = [a for a in asked if module_of(a) is None and a not in outside]
         return [*map(self._mark, odd), *own]
 
@@ -302,7 +297,7 @@ class Passage:
 
         As far as can be told; and the module whose calls are the steps.
         """
-        if not runs(module) and module not in self.started:
+        if is_container(module) and module not in self.started:
             return False
         steps = 1 if self.clock is None else self.started.get(self.clock, 0)
         return (

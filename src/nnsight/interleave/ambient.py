@@ -58,6 +58,11 @@ def current() -> Ambient:
     )
 
 
+def transforming() -> bool:
+    """Whether this thread computes inside a transform of torch.func (grad, vmap, jvp)."""
+    return _c._functorch.maybe_current_level() is not None
+
+
 def brief() -> tuple[Any, ...]:
     """What of the calling thread's state decides how tensors are cut and joined."""
     return (

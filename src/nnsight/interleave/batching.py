@@ -19,9 +19,10 @@ import torch
 
 from nnsight import nested
 from nnsight.interleave import errors
-from nnsight.interleave.cuts import Cut, Rows
+from nnsight.interleave.cuts import Cut
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Piece
+from nnsight.interleave.rows import Rows
 
 Varies = Callable[[Location, int, int], "bool | None"]
 Note = Callable[[torch.Tensor, Piece], None]

@@ -9,23 +9,12 @@ changed in both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from weakref import ref
 
 import torch
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of the combined batch that belong to one block."""
-
-    start: int
-    size: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
-
+from nnsight import nested
+from nnsight.interleave.rows import Rows
 
 Versions = tuple[int, int]
 
@@ -75,13 +64,16 @@ class Cut:
             before: the `versions` before the block ran.
         """
         old, new = self._old(), self._new()
-        if old is None or new is None or self.versions() == before is not None:
+        if old is None or new is None or (before is not None and before == self.versions()):
             return
         for start, size in self._shared(rows, old.shape[0]):
             ours, theirs = new.narrow(0, start, size), old.narrow(0, start, size)
             if self._kept is not None:
                 kept = self._kept.narrow(0, start, size)
-                changed_new, changed_old = not _same(ours, kept), not _same(theirs, kept)
+                changed_new, changed_old = (
+                    not nested.same(ours, kept),
+                    not nested.same(theirs, kept),
+                )
             else:
                 changed_new = before is None or new._version != before[1]
                 changed_old = before is None or old._version != before[0]
@@ -103,11 +95,6 @@ class Cut:
             start = replaced.stop
         if stop > start:
             yield start * self._each, (stop - start) * self._each
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same numbers; all that are not a number are the same."""
-    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

@@ -19,9 +19,10 @@ from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
-from nnsight.interleave.cuts import Cut, Rows
+from nnsight.interleave.cuts import Cut
 from nnsight.interleave.location import Location, Passage
 from nnsight.interleave.request import READ, WAIT, WRITE, Request
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
+from nnsight.interleave.rows import Rows
 
 
 class Replay(Interleaver):

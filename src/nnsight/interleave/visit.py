@@ -6,19 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
 from nnsight import nested
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch, assemble
 from nnsight.interleave.checkpoint import Region
-from nnsight.interleave.cuts import Cut, Rows
+from nnsight.interleave.cuts import Cut
 from nnsight.interleave.location import SKIP, Location
 from nnsight.interleave.request import GATE, READ, WRITE, Request
 from nnsight.interleave.row_gradients import Pieces
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.worker import Worker
-
-_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
 class Visit:
@@ -67,7 +64,7 @@ class Visit:
             BatchError: a replacement does not fit.
             NotImplementedError: the value is inside a transform of torch.func.
         """
-        if _transforming() is not None:
+        if ambient.transforming():
             raise errors.transformed(self.location)
         if request.action == READ:
             return self._read(worker)

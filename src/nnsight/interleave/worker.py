@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from nnsight.capture.mentions import codes_of, mentions
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
 from nnsight.interleave.request import WAIT, Pin, Request, here
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
 PATIENCE = 10_000  # how often a block may catch the news that its run is over

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from nnsight import nested
-from nnsight.interleave import errors
-from nnsight.interleave.batching import Batch, Rows
+from nnsight.interleave import ambient, errors
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
 from nnsight.interleave.row_gradients import Pieces
+from nnsight.interleave.rows import Rows
 from nnsight.traces.layout import Names
-
-_transforming: Any = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
 class _Attached(NamedTuple):
@@ -125,7 +124,7 @@ class Recorder:
 
     def see(self, location: Location, value: Any) -> None:
         """The run is at `location` and goes on with `value`."""
-        if _transforming() is not None:
+        if ambient.transforming():
             raise errors.transformed(location)
         if self.away and self.rows in self.away:
             return

@@ -16,11 +16,11 @@ from nnsight.capture.saving import save
 from nnsight.capture.tracer import Backend, Tracer
 from nnsight.config import CONFIG
 from nnsight.interleave import errors
-from nnsight.interleave.batching import Rows
 from nnsight.interleave.gradients import GradientWorker
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
+from nnsight.interleave.rows import Rows
 from nnsight.interleave.run import run
 from nnsight.interleave.value import Value
 from nnsight.interleave.worker import Worker
