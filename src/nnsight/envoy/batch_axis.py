@@ -180,6 +180,8 @@ class BatchAxis:
     def __call__(self, location: Location, leaf: int, length: int) -> bool | None:
         if length == self._total and not self._doubtful:
             return True
+        if getattr(type(location.owner), "between_steps", False):
+            return True
         path, kind = self._key(location)
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)

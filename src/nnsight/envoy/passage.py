@@ -176,7 +176,7 @@ class Passage:
         Of modules that run in a rhythm of their own, those count that the loop has asked for, and
         what is above them; if it has asked for nothing yet, those that its block names.
         """
-        outside = [a for a in asked if getattr(type(a.owner), "between_steps", False)]
+        outside = [a for a in asked if getattr(type(a.owner), "after_the_last", False)]
         if asked and len(outside) == len(asked):
             return outside
         modules = {m: None for a in asked if (m := module_of(a)) is not None}

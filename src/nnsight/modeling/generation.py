@@ -1,6 +1,7 @@
 """`model.generator`: what a generation gives besides the values of its modules.
 
-`model.generator.output` is what `generate` returns, the same value as `tracer.result`, and
+`model.generator.output` is what `generate` returns, the same value as `tracer.result`. At each step
+`model.generator.running` tells which rows are still being written, and
 `model.generator.streamer.output` is each token as it is chosen; the prompt comes first.
 """
 
@@ -26,12 +27,44 @@ METHOD = "generate"
 
 
 @dataclass(frozen=True)
-class Streamer:
-    """The tokens of a generation, as they are chosen. To be read, not assigned."""
+class BetweenSteps:
+    """The owner of a value that a generation has between two steps. To be read, not assigned."""
 
     model: Any
 
-    between_steps = True  # a token is handed out after one step and before the next
+    between_steps = True  # told after one step and before the next: a row of it for each row
+    name = "generator"
+
+    @property
+    def path(self) -> str:
+        return f"{self.model.path}.{self.name}"
+
+    @property
+    def tree(self) -> Any:
+        return self.model.tree
+
+    def watch(self, kind: str, run: Interleaver) -> None:
+        """Let the run, which hands out every such value by itself, know how many there were.
+
+        Raises:
+            NeverCalledError: nothing is generated, or by beams, which choose at the end.
+        """
+        location = Location(self, kind)
+        _refuse_unless_generating(run, str(location))
+        if location not in run.between:
+            raise errors.NeverCalledError(
+                f"`{location}` is not there to be had: beam search chooses its tokens when it is "
+                "over. Read `tracer.result`."
+            )
+        run.visits.setdefault(location, run.between[location][0] + 1)
+
+
+@dataclass(frozen=True)
+class Streamer(BetweenSteps):
+    """The tokens of a generation, as they are chosen. To be read, not assigned."""
+
+    name = "generator.streamer"
+    after_the_last = True  # the last token has no step: there is one more than there are steps
 
     @property
     def output(self) -> torch.Tensor:
@@ -40,30 +73,6 @@ class Streamer:
         The token of step n is the one that step n - 1 chose and step n reads. It is on the CPU.
         """
         return request.read(Location(self, OUTPUT))
-
-    @property
-    def path(self) -> str:
-        return f"{self.model.path}.generator.streamer"
-
-    @property
-    def tree(self) -> Any:
-        return self.model.tree
-
-    def watch(self, kind: str, run: Interleaver) -> None:
-        """Let the run, which hands every token out by itself, know how many there were.
-
-        Raises:
-            NeverCalledError: nothing is generated, or by beams, which choose at the end.
-        """
-        _refuse_unless_generating(run, self.path)
-        location = Location(self, kind)
-        if location in run.between:
-            run.visits.setdefault(location, run.between[location][0] + 1)
-        else:
-            raise errors.NeverCalledError(
-                f"`{self.path}.output` is not there to be had: beam search chooses its tokens when "
-                "it is over. Read `tracer.result`."
-            )
 
 
 @dataclass
@@ -86,6 +95,16 @@ class Generator:
         """Its `output` is each token as it is chosen, after the prompt."""
         return Streamer(self.model)
 
+    @property
+    def running(self) -> torch.Tensor:
+        """Which rows are still being written at this step: bool `(rows,)`, on the model's device.
+
+        A row that has ended stays in the batch, on padding, until the last one ends. Step n is
+        one of its own if the steps before have not ended it; its values at the others say nothing.
+        Collected over a loop, `torch.stack(collected, dim=1)` is the mask `(rows, steps)`.
+        """
+        return request.read(_running(self.model))
+
     def _result(self) -> Location:
         path = f"{self.model.path}.generator"
         run = worker_of(f"{path}.output").run
@@ -93,32 +112,44 @@ class Generator:
             raise errors.ended(f"{path}.output")
         if run.tree is not self.model.tree:
             raise errors.other_tree(f"{path}.output", run.tree)
-        _refuse_unless_generating(run, path)
+        _refuse_unless_generating(run, f"{path}.output")
         return run.result
 
 
-def _refuse_unless_generating(run: Any, path: str) -> None:
+def _running(model: Any) -> Location:
+    return Location(BetweenSteps(model), "running")
+
+
+def _refuse_unless_generating(run: Any, what: str) -> None:
     trace = run.result.owner if run.result is not None else None
     if not isinstance(trace, Trace) or trace.fn != METHOD:
         raise errors.NeverCalledError(
-            f"`{path}.output` was not provided: this trace runs one forward and generates nothing. "
+            f"`{what}` was not provided: this trace runs one forward and generates nothing. "
             "Open it by `with model.generate(prompt, max_new_tokens=...) as tracer:`, or read "
             "`tracer.result`, which every trace has."
         )
 
 
-class _Feed:
-    """A streamer as transformers knows them, which offers each token to a run."""
+def _hand_out(run: Interleaver, location: Location, value: torch.Tensor) -> None:
+    """The next value between steps: kept until the one after it, offered if it was asked for."""
+    number, _ = run.between[location]
+    run.between[location] = number + 1, value
+    if run.watches(location):
+        run.offer(location, value)
 
-    def __init__(self, run: Interleaver, location: Location, other: Any) -> None:
-        self._run, self._location, self._other = run, location, other
+
+class _Feed:
+    """A streamer as transformers knows them, which hands each token to a run."""
+
+    def __init__(self, run: Interleaver, model: Any, other: Any, ends: _Ends | None) -> None:
+        self._run, self._location = run, Location(Streamer(model), OUTPUT)
+        self._other, self._ends = other, ends
+        run.between[self._location] = -1, None
 
     def put(self, tokens: torch.Tensor) -> None:
-        run, location = self._run, self._location
-        number, _ = run.between[location]
-        run.between[location] = number + 1, tokens
-        if run.watches(location):
-            run.offer(location, tokens)
+        if self._ends is not None:
+            self._ends.begin(tokens.shape[0])
+        _hand_out(self._run, self._location, tokens)
         if self._other is not None:
             self._other.put(tokens)
 
@@ -127,19 +158,60 @@ class _Feed:
             self._other.end()
 
 
-def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
-    """Let the generation that `call` makes offer its tokens to `run`: changes its keywords.
+class _Ends:
+    """A criterion as transformers knows them, which ends nothing: it notes what the others end.
 
-    The user's own streamer goes on to get them too. Beam search takes no streamer.
+    They are joined by `|`, one after the other, and this is the last of them.
+    """
+
+    def __init__(self, run: Interleaver, model: Any, device: Any) -> None:
+        self._run, self._location, self._device = run, _running(model), device
+        self._running: torch.Tensor | None = None
+        run.between[self._location] = -1, None
+
+    def begin(self, rows: int) -> None:
+        """The prompt is there: every row runs."""
+        if self._running is None:
+            self._running = torch.ones(rows, dtype=torch.bool, device=self._device)
+            _hand_out(self._run, self._location, self._running)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> _Ends:
+        return self
+
+    def __ror__(self, ended: torch.Tensor) -> torch.Tensor:
+        if self._running is not None:
+            self._running = self._running & ~ended
+            if self._running.any():  # another step begins
+                _hand_out(self._run, self._location, self._running)
+        return ended
+
+
+def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
+    """Let the generation that `call` makes tell `run` its tokens, and which rows are running.
+
+    Changes its keywords. The user's own streamer goes on to get the tokens too, and the user's own
+    criteria go on to end rows. Beam search takes no streamer.
     """
     method, kwargs = call.func, call.keywords
     if hasattr(getattr(model._module, "generation_config", None), "disable_compile"):
         kwargs.setdefault("disable_compile", True)  # a compiled model knows no hooks
-    if "streamer" not in inspect.signature(method).parameters or _beams(model, kwargs) > 1:
+    taken = inspect.signature(method).parameters
+    if "streamer" not in taken or _beams(model, kwargs) > 1:
         return
-    location = Location(Streamer(model), OUTPUT)
-    run.between[location] = -1, None
-    kwargs["streamer"] = _Feed(run, location, kwargs.get("streamer"))
+    ends = None
+    if "stopping_criteria" in taken:
+        first = nested.first_tensor((call.args, kwargs))
+        ends = _Ends(run, model, None if first is None else first.device)
+        kwargs["stopping_criteria"] = _with(ends, kwargs.get("stopping_criteria"))
+    kwargs["streamer"] = _Feed(run, model, kwargs.get("streamer"), ends)
+
+
+def _with(ends: _Ends, given: Any) -> Any:
+    """The criteria that the user gave, in a list of the same kind, with one more at its end."""
+    from transformers import StoppingCriteriaList
+
+    kind = StoppingCriteriaList if given is None else type(given)
+    return kind([*(given or ()), ends])
 
 
 def _beams(model: Any, kwargs: Mapping[str, Any]) -> int:
