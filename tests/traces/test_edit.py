@@ -317,6 +317,18 @@ def test_copies_have_their_own(model):
     assert torch.equal(first_of(model), raw(model))
 
 
+def test_a_copy_of_a_part_says_which_edits_it_leaves(model):
+    with model.second.edit(inplace=True, name="double"):
+        model.second.output = model.second.output * 2
+    copy.deepcopy(model.first)
+    expected = r"'double' on second.*copy\.deepcopy\(model\)\.second`"
+    with pytest.warns(UserWarning, match=expected) as told:
+        part = copy.deepcopy(model.second)
+    assert told[0].filename == __file__ and not part.edits
+    kept = copy.deepcopy(model).second
+    assert torch.equal(kept.trace(X, trace=False), model._module.second(X) * 2)
+
+
 def test_a_module_that_is_replaced_is_so_in_every_view(model):
     with model.edit() as edited:
         model.first.output = model.first.output * 2

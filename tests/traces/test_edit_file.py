@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch.nn import functional
@@ -90,6 +91,57 @@ of two lines"""
     assert torch.equal(value_of(again), value_of(edited))
 
 
+def test_lambdas_and_defaults(model, tmp_path):
+    strength, weights = 2.0, torch.arange(4.0)
+    double = lambda value: value * strength  # noqa: E731
+    chosen = {
+        "shift": lambda value, by=weights, *, times=1: value + by * times,
+        "relu": functional.relu,
+        "scaled": scaled,
+    }
+
+    def summed(value, over=SCALE):
+        return value + sum([weights[i] for i in range(over)])
+
+    with model.edit() as edited:
+        value = double(chosen["shift"](model.first.output))
+        model.first.output = chosen["scaled"](chosen["relu"](summed(value)))
+
+    other, text = through_a_file(model, edited, tmp_path)
+    assert "double = lambda value: value * strength" in text and "strength = 2.0" in text
+    assert torch.equal(value_of(other), value_of(edited))
+    rows = weights.expand(2, 4)
+    by_function = model.edit(lambda tracer, model: setattr(model.first, "output", rows * SCALE))
+    other, text = through_a_file(model, by_function, tmp_path)
+    assert "function = lambda tracer, model: setattr(" in text and "SCALE = 3" in text
+    assert torch.equal(value_of(other), rows * 3)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 keeps no columns")
+def test_one_of_several_lambdas_on_a_line(model, tmp_path):
+    double, triple = lambda value: value * 2, lambda value: value * 3
+    with model.edit() as edited:
+        model.first.output = double(model.first.output)
+        model.first.output = triple(model.first.output)
+    other, _ = through_a_file(model, edited, tmp_path)
+    assert torch.equal(value_of(other), value_of(edited))
+
+
+def test_arrays_of_numpy(model, tmp_path):
+    array, number, whole = numpy.arange(4.0, dtype="float32"), numpy.float32(2.5), numpy.int64(3)
+    with model.edit() as edited:
+        shift = torch.from_numpy(numpy.sqrt(array))
+        model.first.output = model.first.output * float(number) + shift * int(whole)
+    other, text = through_a_file(model, edited, tmp_path)
+    assert "import numpy as numpy" in text and "].numpy()[()]" in text
+    assert torch.equal(value_of(other), value_of(edited))
+    words = numpy.array(["a"])
+    with model.edit() as edited:
+        model.first.output = model.first.output * len(words)
+    with pytest.raises(ValueError, match="it uses `words`, a ndarray"):
+        edited.export_edits("x", tmp_path)
+
+
 def test_edits_on_children_and_functions_and_managers(model, tmp_path):
     def halve(tracer, model):
         model.first.output = model.first.output / 2
@@ -167,11 +219,6 @@ def test_what_cannot_be_written(model, tmp_path):
     (tmp_path / "y" / "__default__.py").write_text("x = 1")
     with pytest.raises(ValueError, match="holds no `EDITS`"):
         model.import_edits("y", tmp_path)
-    helper = lambda value: value * 2  # noqa: E731
-    with model.edit() as edited:
-        model.first.output = helper(model.first.output)
-    with pytest.raises(ValueError, match="it uses `helper`, a function"):
-        edited.export_edits("x", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../../up", "..", "/up", "a/b"])

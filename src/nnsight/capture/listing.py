@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import textwrap
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 from nnsight.capture.block import Block
-from nnsight.capture.definition import definition_of
+from nnsight.capture.definition import definition_of, lambda_of
+from nnsight.capture.mentions import named_in
 from nnsight.capture.source import FUTURES, read_again
 
 
@@ -37,13 +37,34 @@ def _same(text: str, body: list[ast.stmt]) -> bool:
 
 
 def text_of_function(function: FunctionType) -> str | None:
-    """The `def` of a function; None for one without text, a lambda, or a decorated one."""
+    """The `def` of a function or the text of a lambda; None for one without text or decorated."""
+    if function.__name__ == "<lambda>":
+        expression = lambda_of(function)
+        return None if expression is None else ast.unparse(expression)
     found = definition_of(function)
     if found is None or not isinstance(found.node, ast.FunctionDef) or found.node.decorator_list:
         return None
     node = found.node
     text = textwrap.dedent("".join(found.lines[node.lineno - 1 : node.end_lineno])).rstrip()
     return text if _same(text, [node]) else ast.unparse(node)
+
+
+def with_defaults(text: str, given: list[str]) -> str:
+    """The text of a function with `given` for the defaults of its parameters, in their order.
+
+    Defaults that are plain numbers and strings stay as they were written.
+    """
+    tree = ast.parse(text)
+    function = next(n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.Lambda)))
+    lists = (function.args.defaults, function.args.kw_defaults)
+    if all(isinstance(d, ast.Constant) for defaults in lists for d in defaults if d is not None):
+        return text
+    values = iter(given)
+    for defaults in lists:
+        for index, default in enumerate(defaults):
+            if default is not None:
+                defaults[index] = ast.parse(next(values), mode="eval").body
+    return ast.unparse(tree)
 
 
 def indented(text: str) -> str:
@@ -57,10 +78,19 @@ def indented(text: str) -> str:
 
 def outside_of(function: FunctionType, text: str) -> dict[str, Any]:
     """The values that a function takes from around it, by the name that it has for each."""
+    code = function.__code__
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    around = {**function.__globals__, **{n: c.cell_contents for n, c in cells if _is_bound(c)}}
     names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
-    closure = inspect.getclosurevars(function)
-    found = {**closure.globals, **closure.nonlocals}
-    return {name: found[name] for name in sorted(names) if name in found}
+    taken = names & {*code.co_freevars, *named_in(code)}
+    return {name: around[name] for name in sorted(taken) if name in around}
+
+
+def _is_bound(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
 
 
 def text_at(text: str, lineno: int) -> str:

@@ -11,14 +11,14 @@ from nnsight.capture.percode import PerCode
 _kept: PerCode[set[str]] = PerCode(set)
 
 
-def _named_in(code: CodeType) -> set[str]:
+def named_in(code: CodeType) -> set[str]:
     """What a code names, with the functions in it."""
     found = _kept[code]
     if not found:
         found.update(code.co_names, ("",))  # never empty, once it was looked through
         for inner in code.co_consts:
             if isinstance(inner, CodeType):
-                found |= _named_in(inner)
+                found |= named_in(inner)
     return found
 
 
@@ -32,7 +32,7 @@ def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
 
 def mentions(codes: Iterable[CodeType], name: str) -> bool:
     """Whether one of these codes names `name`."""
-    return any(name in _named_in(code) for code in codes)
+    return any(name in named_in(code) for code in codes)
 
 
 def _held(cell: Any) -> Any:

@@ -70,9 +70,12 @@ def note(error: BaseException, text: str) -> None:
         BaseException.__setattr__(error, "__notes__", [*notes, text])
 
 
+_BETWEEN = {__package__, "copy", "copyreg", "pickle"}  # ours at the user's line; and who calls us
+
+
 def _is_ours(frame: FrameType) -> bool:
-    entrance = frame.f_globals.get("__name__") == __package__  # stands at the user's line
-    return entrance or is_hidden(frame.f_code.co_filename)
+    between = frame.f_globals.get("__name__") in _BETWEEN
+    return between or is_hidden(frame.f_code.co_filename)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -1,7 +1,10 @@
-"""What can go wrong with the operations of a forward, and the texts that say so."""
+"""What can go wrong with a wrapped module and the operations in it, and the texts that say so."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from nnsight.capture.traceback import warn
 from nnsight.envoy.listing import Listing
 from nnsight.interleave.errors import OutOfOrderError
 
@@ -87,3 +90,14 @@ def uncounted(what: object, place: str) -> OutOfOrderError:
         "first value that this block reads (before its loop over steps), then use "
         "`ops.<operation>`."
     )
+
+
+def warn_of_edits_left(path: str, edits: Iterable[object]) -> None:
+    """Tell that a copy of a part of a model has none of the edits on that part."""
+    if left := ", ".join(map(str, edits)):
+        root, _, part = path.partition(".")
+        warn(
+            f"the copy of `{path}` is a model of its own, without the edits that are in force in "
+            f"it here ({left}): they may name modules that it lacks. To keep them, copy the whole "
+            f"model and take the part of the copy: `copy.deepcopy({root}).{part}`."
+        )

@@ -15,8 +15,9 @@ from weakref import WeakSet, WeakValueDictionary, ref
 
 from torch.nn import Module, Parameter
 
-from nnsight.envoy import layout
+from nnsight.envoy import errors, layout
 from nnsight.envoy.passage import Lineage, Survey
+from nnsight.traces.edits import concerns
 from nnsight.traces.layout import Layout
 
 Aliases = Mapping[str, Mapping[str, str]]
@@ -151,7 +152,11 @@ class Node:
         left = ("_tree", "_view", "_twin_of", "_key", "_children", "_parent_ref")
         kept = {name: value for name, value in self.__dict__.items() if name not in left}
         root, _, relative = self._path.partition(".")
-        edits = self._view.edits if not relative else []  # which may name what the part lacks
+        edits = self._view.edits
+        if relative and edits:  # they may name what the part lacks
+            part: Any = self
+            errors.warn_of_edits_left(self._path, [e for e in edits if concerns(e, part)])
+            edits = []
         aliases = _below(self._tree.aliases, relative)
         classes = self._tree.classes
         return {**kept, "_path": root, "_aliases": aliases, "_edits": edits, "_classes": classes}

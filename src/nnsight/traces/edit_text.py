@@ -70,12 +70,25 @@ class _Writing:
             self.lines[name] = f"{name} = {self.expression(value, name)}"
 
     def _bind_function(self, name: str, function: FunctionType) -> None:
-        text = listing.text_of_function(function)
-        if text is None or function.__name__ != name:
+        text = self._text_of(function, name)
+        if function.__name__ == "<lambda>":
+            text = f"{name} = {text}"
+        elif function.__name__ != name:
             raise self._unwritable(name, function)
         self.lines[name] = text
+
+    def _text_of(self, function: FunctionType, key: str) -> str:
+        """A `def` or a lambda, where the values that it takes from around it are bound."""
+        text = listing.text_of_function(function)
+        if text is None:
+            raise self._unwritable(key, function)
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        if defaults:
+            given = [self.expression(v, f"{key}.default{n}") for n, v in enumerate(defaults)]
+            text = listing.with_defaults(text, given)
         for inner, value in listing.outside_of(function, text).items():
             self.bind(inner, value)
+        return text
 
     def expression(self, value: Any, key: str) -> str:
         """Python that makes `value` again."""
@@ -86,6 +99,10 @@ class _Writing:
             return _model_at(place)
         if isinstance(value, torch.Tensor):
             return self._tensor(value, key)
+        if kind.__module__ == "numpy" and hasattr(value, "dtype"):
+            return self._array(value, key)
+        if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+            return self._callable(value, key)
         if kind is float:
             return repr(value) if math.isfinite(value) else f'float("{value}")'
         if kind in _LITERALS:
@@ -120,6 +137,21 @@ class _Writing:
         placed = "" if value.device.type == "cpu" else ".to(model.device)"
         return f"tensors[{name!r}]{placed}"
 
+    def _array(self, value: Any, key: str) -> str:
+        """An array of NumPy, or one number of it, kept as a tensor."""
+        try:
+            tensor = torch.tensor(value)
+        except TypeError:  # of strings or objects
+            raise self._unwritable(key, value) from None
+        return f"{self._tensor(tensor, key)}.numpy(){'' if value.shape else '[()]'}"
+
+    def _callable(self, value: Any, key: str) -> str:
+        """A function among other values: a lambda as it is, others by their name."""
+        if value.__name__ == "<lambda>":
+            return f"({self._text_of(value, key)})"
+        self.bind(value.__name__, value)
+        return value.__name__
+
     def _unwritable(self, key: str, value: Any) -> ValueError:
         return ValueError(errors.unwritable(key, value, self.where))
 
@@ -130,7 +162,6 @@ class _Writing:
         if not all(line.startswith(f"{name} = ") for name, line in given.items()):
             raise ValueError(errors.reserved_names(sorted(given), self.where))
         others = [line for name, line in self.lines.items() if name not in GIVEN]
-        others.sort(key=lambda line: line.startswith("def "))
         if given:  # last, and at once: the lines above use what they replace
             values = [line.partition(" = ")[2] for line in given.values()]
             others.append(f"{', '.join(given)} = {', '.join(values)}")
@@ -204,7 +235,7 @@ def write(edit: Edit, name: str, place_of: PlaceOf) -> tuple[str, dict[str, torc
     else:
         assert isinstance(edit.body, FunctionBody)
         function: Any = edit.body.function
-        called = getattr(function, "__name__", "function")
+        called = getattr(function, "__name__", "function").replace("<lambda>", "function")
         writing.bind(called, function)
         body = f"{called}(tracer, {_model_at(edit.path)})"
     return writing.function(body), writing.tensors

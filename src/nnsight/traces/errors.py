@@ -157,9 +157,9 @@ def unwritable(name: str, value: object, where: str) -> str:
     kind = type(value).__name__
     return (
         f"the edit at {where} cannot be written to a file: it uses `{name}`, a {kind}. What can be "
-        "written: numbers, strings, lists, tuples and dicts of such, tensors, parts of the model, "
-        "and functions that can be imported or stand in a file as a plain `def`. Put what the edit "
-        "needs of it into a tensor or a number before the edit."
+        "written: numbers, strings, lists, tuples and dicts of such, tensors, NumPy arrays, parts "
+        "of the model, and functions that can be imported or stand in a file as a plain `def` or a "
+        "lambda. Put what the edit needs of it into a tensor or a number before the edit."
     )
 
 
