@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import make_gpt2_folder
+
 import nnsight
-from nnsight import LanguageModel, NNsight, OutOfOrderError
+from nnsight import LanguageModel, NeverCalledError, NNsight, OutOfOrderError
 
 
 def _tuple_blocks(network: torch.nn.Module) -> torch.nn.Module:
@@ -91,6 +93,17 @@ def test_modifying_in_place(model):
     assert not torch.allclose(output.logits, untouched.logits)
 
 
+def test_modifying_one_layer_twice(model):
+    with model.trace("Hello"):
+        # Zero out all activations
+        model.transformer.h[0].output[0][:] = 0
+
+        # Modify specific positions
+        model.transformer.h[0].output[0][:, -1, :] = 0  # Last token only
+        zeroed = model.transformer.h[0].output[0].save()
+    assert not zeroed.any()
+
+
 def test_replacing(model):
     with model.trace("Hello"):
         # Add noise to MLP output
@@ -144,6 +157,19 @@ def test_the_first_readme_example_is_out_of_order(model):
     assert "output" not in caught.value.saved
 
 
+def test_quick_start_loading(gpt2_folder):
+    folder = str(gpt2_folder)
+    model = LanguageModel(folder, device_map='auto', dispatch=True)
+    with model.trace('The Eiffel Tower is in the city of'):
+        output = model.output.save()
+    print(model.tokenizer.decode(output.logits.argmax(dim=-1)[0]))
+    lazy = LanguageModel(folder, device_map="auto")
+    assert model.dispatched and not lazy.dispatched
+    with lazy.trace('The Eiffel Tower is in the city of'):
+        same = lazy.output.save()
+    assert torch.equal(same.logits, output.logits)
+
+
 def test_embeddings_from_one_prompt_in_another(model):
     with model.trace() as tracer:
         # First invoke: worker thread 1
@@ -152,10 +178,38 @@ def test_embeddings_from_one_prompt_in_another(model):
             output1 = model.lm_head.output.save()
 
         # Second invoke: worker thread 2 (runs after thread 1 completes)
-        with tracer.invoke(_same_length(model, "The Eiffel Tower is in")):
+        with tracer.invoke("_ _ _ _ _ _"):
             model.transformer.wte.output = embeddings  # Uses value from thread 1
             output2 = model.lm_head.output.save()
+    expected = _hooked(model, ["The Eiffel Tower is in", "_ _ _ _ _ _"], model.transformer.wte)
+    assert torch.allclose(torch.cat([output1, output2]), expected, atol=1e-6)
+    with model.trace() as tracer:
+        with tracer.invoke("The Eiffel Tower is in"):
+            embeddings = model.transformer.wte.output
+            output1 = model.lm_head.output.save()
+        with tracer.invoke(_same_length(model, "The Eiffel Tower is in")):
+            model.transformer.wte.output = embeddings
+            output2 = model.lm_head.output.save()
     assert torch.allclose(output1, output2, atol=1e-6)
+
+
+def _hooked(model, prompts, envoy):
+    """The logits of a padded batch with the first row's value at a module in every row."""
+    model.tokenizer.padding_side, model.tokenizer.pad_token = "left", "<|endoftext|>"
+    encoded = model.tokenizer(prompts, return_tensors="pt", padding=True)
+    mask = encoded["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def first_row(module, args, out):
+        if isinstance(out, tuple):
+            return (out[0][:1].expand_as(out[0]).clone(), *out[1:])
+        return out[:1].expand_as(out).clone()
+
+    handle = envoy._module.register_forward_hook(first_row)
+    with torch.no_grad():
+        logits = model._module(**encoded, position_ids=positions).logits
+    handle.remove()
+    return logits
 
 
 def _same_length(model, prompt):
@@ -231,6 +285,9 @@ def test_the_tracer_reads_like_the_model():
 
         output = model.output.save()
 
+    print(l2_input)
+    print(l2_output)
+    print(output)
     assert l2_input.shape == (1, 10)
     assert torch.equal(output, network(example_input))
     assert l2_output.shape == (1, 2)
@@ -251,6 +308,8 @@ def test_two_inputs_of_a_plain_module():
 
             output2 = model.output.save()
 
+    print(output1)
+    print(output2)
     assert torch.allclose(output1, network(example_input))
     assert torch.allclose(output2, network(example_input2))
 
@@ -260,6 +319,29 @@ def test_runner_is_a_tracer(model):
         logits = model.lm_head.output.save()
     assert logits.shape[-1] == 400
     assert runner is not None
+
+    with pytest.raises(AttributeError):  # what is saved is the tensor: `print(logits)`
+        print(logits.value)
+
+
+def test_tokens_by_a_word_of_their_own(model):
+    """`.t` is of tensors themselves now, so `.t[0]` cannot be the first token: the error says so."""
+    with pytest.raises(TypeError) as caught:
+        with model.trace() as runner:
+            with runner.invoke('The Eiffel Tower is in the city of') as invoker:
+                logits = model.lm_head.output.t[0].save()
+    assert "`.output[:, 0]`" in "".join(caught.value.__notes__)
+    with model.trace() as runner:
+        with runner.invoke('The Eiffel Tower is in the city of') as invoker:
+            logits = model.lm_head.output[:, 0].save()
+    assert logits.shape == (1, 400)
+
+
+def test_dispatching(gpt2_folder):
+    model = LanguageModel(gpt2_folder)
+    model.dispatch_model()
+    assert model.dispatched and model.lm_head.weight.device.type == "cpu"
+    assert model.to("cpu") is model
 
 
 # --- getting --------------------------------------------------------------------------------------
@@ -272,7 +354,19 @@ def test_getting(model):
         k_layer_output = model.transformer.h[k].output[0].save() # access the output of layer[k]
     with model.trace("The Eiffel Tower is in the city of") as tracer:
         hidden_states = model.transformer.h[-1].output[0].save()
+    print(hidden_states)
     assert k_layer_output.shape == hidden_states.shape
+
+
+def test_getting_by_a_name_of_your_own(model):
+    k, input, expected = 2, "The Eiffel Tower is in the city of", model
+    model = LanguageModel(model._module, tokenizer=model.tokenizer, rename={"transformer.h": "layer"})
+    # capturing interventions
+    with model.trace(input): # enter the tracing context
+        k_layer_output = model.layer[k].output[0].save() # access the output of layer[k] and save for later use
+    with expected.trace(input):
+        wanted = expected.transformer.h[k].output[0].save()
+    assert torch.equal(k_layer_output, wanted)
 
 
 def test_input_is_the_first_of_inputs(model):
@@ -287,6 +381,53 @@ def test_input_is_the_first_of_inputs(model):
 
 
 # --- the workflows --------------------------------------------------------------------------------
+
+
+def test_the_same_code_here_and_there(model):
+    with model.trace("Hello world"):
+        hidden = model.transformer.h[5].output[0].save()
+    assert hidden.ndim == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_patterns_at_a_module_that_no_longer_runs(gpt2_folder, attention):
+    """In transformers 5 attention drops out by a function; the error says where the weights are."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(gpt2_folder, attn_implementation=attention)
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    model = LanguageModel(_tuple_blocks(network.eval()), tokenizer=tokenizer)
+    with pytest.raises((NeverCalledError, OutOfOrderError)) as caught:
+        with model.trace("The Eiffel Tower is in") as tracer:
+            # Access any module's output
+            hidden_states = model.transformer.h[5].output[0].save()
+            # Access attention patterns
+            attn = model.transformer.h[5].attn.attn_dropout.input[0][0].save()
+            # Modify activations
+            model.transformer.h[8].output[0][:] = 0 # Zero out layer 8
+            # Get final output
+            logits = model.output.save()
+    assert "model.transformer.h.5.attn.attn_dropout.input" in str(caught.value)
+    assert set(caught.value.saved) == {"hidden_states"}
+    if isinstance(caught.value, OutOfOrderError):  # it still runs: transformers 4, eagerly
+        return
+    assert "`attn_implementation='eager'`" in str(caught.value)
+    assert "`attn.output[1]`" in str(caught.value)
+    if attention == "eager":
+        with model.trace("The Eiffel Tower is in") as tracer:
+            attn = model.transformer.h[5].attn.output[1].save()
+        assert torch.allclose(attn.sum(-1), torch.ones(()), atol=1e-6)
+        assert torch.equal(attn, attn.tril())
+
+
+def test_values_computed_in_the_block(model):
+    with model.trace("Hello"):
+        # These are all Proxy objects - operations are deferred
+        h5_out = model.transformer.h[5].output[0] # Proxy
+        h5_mean = h5_out.mean(dim=-1) # Proxy
+        h5_saved = h5_mean.save() # Save for later access
+        kept = h5_out.save()
+    assert torch.equal(h5_saved, kept.mean(dim=-1))
 
 
 def test_activation_analysis(model):
@@ -307,16 +448,45 @@ def test_activation_analysis(model):
         print(f"Layer {i} output shape: {layer_out.shape}")
         print(f"Layer {i} norm: {layer_out.norm().item():.3f}")
     # 5. Find top predictions
-    probs = torch.softmax(logits.logits[0, -1], dim=-1)
+    with pytest.raises(TypeError):  # the output of a transformers model holds the logits
+        probs = torch.softmax(logits[0, -1], dim=-1)
+    logits = logits.logits
+    probs = torch.softmax(logits[0, -1], dim=-1)
     top_tokens = probs.topk(5)
     for token, prob in zip(top_tokens.indices, top_tokens.values):
         print(f"{model.tokenizer.decode(token)}: {prob.item():.3f}")
     assert len(layer_outputs) == 12
 
 
+def test_activation_analysis_whole(model):
+    """Its second part goes back to the first layer, to a module that no longer runs: one is told."""
+    prompt = "The capital of France is"
+    with pytest.raises((NeverCalledError, OutOfOrderError), match=r"h\.0\.attn\.attn_dropout\.input"):
+        with model.trace(prompt) as tracer:
+            # 1. Collect activations from multiple layers
+            layer_outputs = []
+            for i in range(12): # GPT-2 has 12 layers
+                layer_out = model.transformer.h[i].output[0].save()
+                layer_outputs.append(layer_out)
+
+            # 2. Get attention patterns
+            attn_patterns = []
+            for i in range(12):
+                # Access attention weights (after softmax)
+                attn = model.transformer.h[i].attn.attn_dropout.input[0][0].save()
+                attn_patterns.append(attn)
+
+            # 3. Get final logits
+            logits = model.output.save()
+
+
 def test_activation_patching(model):
+    tokenizer = model.tokenizer.train_new_from_iterator(
+        ["The Eiffel Tower is in Col", "osseum Rome Paris"] * 4, 400
+    )
+    model = LanguageModel(model._module, tokenizer=tokenizer)
     clean_prompt = "The Eiffel Tower is in"
-    corrupted_prompt = _same_length(model, clean_prompt)
+    corrupted_prompt = "The Colosseum is in"  # as long in tokens as the other, as in GPT-2's own
     # 1. Get clean activations
     with model.trace(clean_prompt) as tracer:
         clean_hidden = model.transformer.h[8].output[0].save()
@@ -328,6 +498,14 @@ def test_activation_patching(model):
     with model.trace(clean_prompt):
         clean_logits = model.output.save()
     assert torch.allclose(patched_logits.logits, clean_logits.logits, atol=1e-5)
+    # 3. Compare predictions
+    paris_token = model.tokenizer.encode(" Paris")[0]
+    rome_token = model.tokenizer.encode(" Rome")[0]
+    patched_logits = patched_logits.logits  # which an output of transformers holds
+    patched_probs = torch.softmax(patched_logits[0, -1], dim=-1)
+    print(f"Paris prob: {patched_probs[paris_token].item():.3f}")
+    print(f"Rome prob: {patched_probs[rome_token].item():.3f}")
+    assert paris_token != rome_token
 
 
 def test_systematic_patching_sweep(model):
@@ -343,31 +521,34 @@ def test_systematic_patching_sweep(model):
 
     with model.trace("The cat sat on the"):
         clean_hidden = [layer.output[0].clone() for layer in model.transformer.h].save()
+    seq_len, corrupted = 3, "The dog ran through the"
+
+    def compute_metric(logits):
+        return logits.logits[0, -1, 5]
+
     # Sweep over all layers and positions
-    seq_len = 3
     results = torch.zeros(12, seq_len)
     for layer in range(12):
         for pos in range(seq_len):
-            logits = patch_layer_position(layer, pos, clean_hidden, "The dog ran through the")
-            results[layer, pos] = logits.logits[0, -1, 5]
+            logits = patch_layer_position(layer, pos, clean_hidden, corrupted)
+            results[layer, pos] = compute_metric(logits)
     assert results.std() > 0
 
 
 def test_sharing_between_prompts(model):
-    first = "The cat sat on the"
     with model.trace() as tracer:
         # First prompt
-        with tracer.invoke(first):
+        with tracer.invoke("The cat sat on the"):
             cat_hidden = model.transformer.h[6].output[0].save()
 
         # Second prompt - inject cat's activations
-        with tracer.invoke(_same_length(model, first)):
+        with tracer.invoke("The dog ran through the"):
             # Replace with cat's activations at layer 6
             model.transformer.h[6].output[0][:] = cat_hidden
             dog_with_cat = model.output.save()
-    with model.trace(first):
-        expected = model.output.save()
-    assert torch.allclose(dog_with_cat.logits, expected.logits, atol=1e-5)
+    prompts = ["The cat sat on the", "The dog ran through the"]
+    expected = _hooked(model, prompts, model.transformer.h[6])
+    assert torch.allclose(dog_with_cat.logits, expected[1:], atol=1e-5)
 
 
 def test_multi_token_generation(model, capsys):
@@ -465,11 +646,24 @@ def test_gradients_where_blocks_return_tensors(gpt2):
 
 
 def test_gradient_based_analysis(model):
+    """Its `logits` are an output that holds logits: the error says what to write."""
+    with pytest.raises(TypeError) as caught:
+        with model.trace("The quick brown fox") as tracer:
+            # Save activations and enable gradient
+            hidden = model.transformer.h[5].output[0].save()
+            hidden.retain_grad()
+            logits = model.output
+            # Compute loss on specific token
+            target_token = model.tokenizer.encode(" jumps")[0]
+            loss = -logits[0, -1, target_token]
+            # Backward pass
+            loss.backward()
+    assert "`model.output.logits[0, -1]`" in "".join(caught.value.__notes__)
     with model.trace("The quick brown fox") as tracer:
         # Save activations and enable gradient
         hidden = model.transformer.h[5].output[0].save()
         hidden.retain_grad()
-        logits = model.output.logits  # a transformers model gives `logits` in an output of its own
+        logits = model.output.logits  # as it said
         # Compute loss on specific token
         target_token = model.tokenizer.encode(" jumps")[0]
         loss = -logits[0, -1, target_token]
@@ -480,6 +674,16 @@ def test_gradient_based_analysis(model):
     print(f"Gradient shape: {grad.shape}")
     print(f"Gradient norm: {grad.norm().item():.3f}")
     assert grad.shape == hidden.shape and grad.norm() > 0
+
+
+def test_generating_inside_an_invoke(model):
+    """A trace that is open cannot be made to generate: the error says how to open one that does."""
+    with pytest.raises(ValueError, match=r"with model\.generate\(prompt, max_new_tokens=\.\.\.\)"):
+        with model.trace() as tracer:
+            with tracer.invoke("What is 2+2?"):
+                # Intervene during generation
+                model.transformer.h[2].output[0][:, -1, :] *= 1.5
+                output = model.generate(max_new_tokens=50)
 
 
 def test_the_underlying_model(model, capsys):
@@ -503,11 +707,24 @@ def test_forgetting_to_save(model):
     assert hidden.ndim == 3
 
 
-def test_saving_specific_layers(model):
-    with model.trace("prompt"):
-        # Don't save everything
-        for i in range(12):
-            model.transformer.h[i].output[0].save() # Memory heavy!
+def test_saving_specific_layers(model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    shallow, tokenizer = model, model.tokenizer
+    folder = make_gpt2_folder(tmp_path, layers=100, width=8)
+    deep = _tuple_blocks(AutoModelForCausalLM.from_pretrained(folder).eval())
+    model = LanguageModel(deep, tokenizer=tokenizer)
+    # it has the wrong way and the right one in one block: the second begins at a layer that is over
+    with pytest.raises(OutOfOrderError, match=r"`model\.transformer\.h\.0\.output`"):
+        with model.trace("prompt"):
+            # Don't save everything
+            for i in range(100):
+                model.transformer.h[i].output[0].save() # Memory heavy!
+            # Better: save specific layers
+            key_layers = [0, 5, 11]
+            for i in key_layers:
+                model.transformer.h[i].output[0].save()
+    model = shallow
     with model.trace("prompt"):
         # Better: save specific layers
         key_layers = [0, 5, 11]

@@ -120,9 +120,9 @@ def never(what: object) -> NeverCalledError:
     return NeverCalledError(
         f"Execution complete but `{what}` was not provided: this module was never called in this "
         "run. It may be on a branch that was not taken, be skipped or inside a module that is, be "
-        "run as `.forward(...)`, which PyTorch's hooks do not see, or be done by a fused kernel "
-        "(attention dropout under `sdpa`: load with `attn_implementation='eager'`). `print(model)` "
-        "shows the modules; read one that runs."
+        "run as `.forward(...)`, which PyTorch's hooks do not see, or be done by a function in its "
+        "place (attention dropout, in most models: load with `attn_implementation='eager'`, and "
+        "the weights are `attn.output[1]`). `print(model)` shows the modules; read one that runs."
     )
 
 
@@ -328,6 +328,10 @@ _ADVICE = {
         "This value holds several tensors, so pick one before indexing it: "
         "`model.output.logits[0, -1]` for the output of a transformers model, "
         "`layer.output[0][:, -1]` for a tuple."
+    ),
+    "'builtin_function_or_method' object is not subscriptable": (
+        "A value is the tensor itself: where old code has `.output.t[0]`, for the tokens of a "
+        "prompt, write `.output[:, 0]`, or count from the end, as prompts are padded on the left."
     ),
 }
 
