@@ -33,7 +33,7 @@ def test_values_of_a_row_up_to_its_end_are_those_of_the_row_alone(model, ends):
     with model.generate(PROMPTS, **settings, **forced(*ends)) as tracer:
         states, running = [].save(), [].save()
         for _ in tracer.iter[:]:
-            states.append(model.transformer.h[1].output[:, -1])
+            states.append(model.transformer.h[1].mlp.output[:, -1])
             running.append(model.generator.running)
         ids = tracer.result.save()
     steps = min(6, max(ends) + 1)
@@ -43,7 +43,7 @@ def test_values_of_a_row_up_to_its_end_are_those_of_the_row_alone(model, ends):
     assert torch.equal(ids, bare(model, PROMPTS, **settings, **forced(*ends)))
     for row, (prompt, end) in enumerate(zip(PROMPTS, ends, strict=True)):
         with model.generate(prompt, **settings, **forced(end)) as tracer:
-            alone = [model.transformer.h[1].output[0, -1] for _ in tracer.iter[:]].save()
+            alone = [model.transformer.h[1].mlp.output[0, -1] for _ in tracer.iter[:]].save()
         torch.testing.assert_close(padded[row][mask[row]], torch.stack(alone), atol=1e-4, rtol=0)
     assert hooks_on(model._module) == []
 
@@ -131,11 +131,11 @@ def test_a_change_of_the_rows_that_still_run(model):
     with model.generate(PROMPTS[:2], **settings, **forced(1, 9)) as tracer:
         for _ in tracer.iter[:]:
             running = model.generator.running
-            model.transformer.h[0].output[:, -1] += push * running[:, None]
+            model.transformer.h[0].mlp.output[:, -1] += push * running[:, None]
         ids = tracer.result.save()
     with model.generate(PROMPTS[1], **settings, **forced(9)) as tracer:
         for _ in tracer.iter[:]:
-            model.transformer.h[0].output[:, -1] += push
+            model.transformer.h[0].mlp.output[:, -1] += push
         alone = tracer.result.save()
     plain = bare(model, PROMPTS[:2], **settings, **forced(1, 9))
     assert torch.equal(ids[1, -5:], alone[0, -5:]) and not torch.equal(ids[1], plain[1])
