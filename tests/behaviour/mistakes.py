@@ -1024,6 +1024,17 @@ TypeError: must be Tensor, not str
 below
 with model.trace("Hello"):  #!
     y = model.output.save()
+
+=== a lock that the code around the trace holds
+RuntimeError: line \d+: this block takes the lock `lock`, which the code around the trace holds.*Let go of the lock before
+import threading
+lock = threading.RLock()
+def total(value):
+    with lock:
+        return value.sum()
+with lock:
+    with model.trace(x):  #!
+        y = total(model.output).save()
 """
 
 GRADIENTS = r"""

@@ -486,3 +486,20 @@ def test_nothing_stays_without_the_garbage_collector(net, x):
         assert len(refs) > 12 and not [ref for ref in refs if ref() is not None]
     finally:
         gc.enable()
+
+
+def test_a_gradient_that_was_read_keeps_its_numbers_when_it_is_replaced(net, x):
+    model = NNsight(net)
+    with model.trace(x):
+        hidden = model.a.output
+        rows = model.b.output[:1]
+        with (model.output.sum() + rows.sum()).backward():
+            part = rows.grad.save()
+            rows.grad = part * 5
+            read = hidden.grad.save()
+            before = read.clone().save()
+            hidden.grad = read * 3
+            again = hidden.grad.save()
+    assert torch.equal(part, torch.ones(1, 4))
+    assert torch.equal(read, before) and torch.equal(again, read * 3)
+    torch.testing.assert_close(net.a.bias.grad, again.sum(0))

@@ -71,6 +71,16 @@ def not_skipped(where: str) -> RuntimeError:
     )
 
 
+def held_lock(name: str, filename: str, lineno: int) -> RuntimeError:
+    """The block would wait for a lock that only the code around it can let go."""
+    return RuntimeError(
+        f"{filename}, line {lineno}: this block takes the lock `{name}`, which the code around the "
+        "trace holds. A block runs on a thread of its own while that code waits for it, so it "
+        "would wait for the lock for ever. Let go of the lock before the trace and take it in the "
+        "block, or hold it around the trace and do not take it again inside."
+    )
+
+
 def illegal_statement(word: str, filename: str, node: object, line: str) -> SyntaxError:
     """`return`, `yield`, `await`, or a `break` of an outer loop inside a block."""
     reason = {

@@ -22,12 +22,17 @@ def named_in(code: CodeType) -> set[str]:
     return found
 
 
-def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
-    """The code of a function, and of those that it holds; helpers it calls are not seen."""
+def functions_of(body: Callable[..., Any]) -> tuple[FunctionType, ...]:
+    """A function, and those that it holds; helpers it calls are not seen."""
     if not isinstance(body, FunctionType):
         return ()
     held = map(_held, body.__closure__ or ())
-    return (body.__code__, *(f.__code__ for f in held if isinstance(f, FunctionType)))
+    return (body, *(function for function in held if isinstance(function, FunctionType)))
+
+
+def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
+    """The code of these."""
+    return tuple(function.__code__ for function in functions_of(body))
 
 
 def mentions(codes: Iterable[CodeType], name: str) -> bool:

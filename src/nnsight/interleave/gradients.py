@@ -112,18 +112,20 @@ class Gradient:
                 return None
             if base and self.backward.reaches(tensor):
                 return None  # PyTorch knows the view's own gradient, and has passed it
-            own = _copy(gradient, source)
-            return own if self._offer(show(own), run) else None
+            return self._offer(_copy(gradient, source), source, show, run)
 
         run.at_close(hook_on(source, hook).remove)
 
-    def _offer(self, part: Tensor, run: Interleaver) -> bool:
-        """Offer `part` of a gradient; whether the block changed it."""
+    def _offer(self, own: Tensor, source: Tensor, show: Show, run: Interleaver) -> Tensor | None:
+        """Offer a part of a gradient; the whole to go on with if the block changed it."""
+        part = show(own)
         self.met, version = True, part._version
         value = run.offer(Location(self, GRAD), part)
-        if value is not part:
-            part.copy_(value)
-        return part._version != version
+        if value is not part:  # what the block read before keeps its numbers
+            own = _copy(own, source)
+            show(own).copy_(value)
+            return own
+        return own if part._version != version else None
 
     def _leaf(self, run: Interleaver, leaf: Tensor) -> None:
         if not self.met and run.holds():

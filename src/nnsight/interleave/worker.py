@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
+from nnsight.capture import locks
 from nnsight.capture.mentions import codes_of, mentions
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
@@ -121,6 +122,8 @@ class Worker:
 
     def start(self, run: Run, state: ambient.Ambient) -> None:
         """Run the block until it parks for the first time or ends."""
+        if self._body is not None:
+            locks.refuse_held(self._body)
         self._run, self.begun = run, True
         tracers = sys.gettrace() or threading.gettrace(), threading.getprofile()
         context = contextvars.copy_context()
