@@ -1,8 +1,9 @@
 """Random programs beside random models: no hang, nothing left behind, every value as the oracle's.
 
 `NNSIGHT_FUZZ=20000 pytest tests/behaviour/test_fuzz.py` runs more of them, and
-`python -m tests.behaviour.fuzz SEED 1` one. The programs run in processes of their own, which end
-themselves with the seed and every stack when a program takes too long.
+`python -m tests.behaviour.fuzz --kind verbs --first SEED --seeds 1` one. The programs run in
+processes of their own, which end themselves with the seed and every stack when a program takes too
+long.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("NNSIGHT_FUZZ", "2400"))
 FIRST = int(os.environ.get("NNSIGHT_FUZZ_FIRST", "0"))
+ASKED = os.environ.get("NNSIGHT_FUZZ")
+SEEDS = {kind: int(ASKED or few) for kind, few in {"blocks": 2400, "verbs": 600}.items()}
 PROCESSES = 2
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
 
-def _start(first: int, count: int) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+def _start(kind: str, first: int, count: int) -> subprocess.Popen[str]:
+    given = ["--kind", kind, "--first", str(first), "--seeds", str(count)]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.behaviour.fuzz", str(first), str(count)],
+        [sys.executable, "-m", "tests.behaviour.fuzz", *given],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -33,12 +36,13 @@ def _start(first: int, count: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + SEEDS // 5)
-def test_random_programs_do_what_the_oracle_says():
-    share = SEEDS // PROCESSES
-    running = [_start(FIRST + n * share, share) for n in range(PROCESSES)]
+@pytest.mark.timeout(120 + max(SEEDS.values()) // 5)
+@pytest.mark.parametrize("kind", SEEDS)
+def test_random_programs_do_what_the_oracle_says(kind):
+    share = SEEDS[kind] // PROCESSES
+    running = [_start(kind, FIRST + n * share, share) for n in range(PROCESSES)]
     try:
-        outputs = [process.communicate(timeout=100 + SEEDS // 5)[0] for process in running]
+        outputs = [process.communicate(timeout=100 + SEEDS[kind] // 5)[0] for process in running]
     finally:
         for process in running:
             process.kill()
@@ -50,14 +54,13 @@ def test_random_programs_do_what_the_oracle_says():
 def test_a_program_that_hangs_is_named():
     code = (
         "import time, tests.behaviour.fuzz.__main__ as fuzz\n"
-        "fuzz.LIMIT, fuzz.check = 0.2, lambda seed: time.sleep(60)\n"
-        "fuzz.main(7, 1)"
+        "fuzz.LIMIT, fuzz.CHECKS['verbs'] = 0.2, lambda seed: time.sleep(60)\n"
+        "fuzz.main(7, 1, 'verbs')"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=50,

@@ -208,6 +208,27 @@ def test_a_cache_opened_late_has_what_comes_later(model):
         cache["model.layers.0"].output
 
 
+def test_a_visit_that_had_begun_is_not_mixed_with_the_next(model, tmp_path):
+    def roll(x):
+        return model._module(model._module(x))
+
+    with model.trace(X, fn=roll) as tracer:
+        model.layers[1].attn.output
+        cache = tracer.cache(include_inputs=True)
+        tracer.next()
+        before, after = model.layers[1].input.save(), model.layers[1].output.save()
+    whole, part = cache["layers.1"].visits[::-1]
+    assert torch.equal(whole.input, before)
+    assert torch.equal(whole.output[0], after[0])
+    with pytest.raises(NotCachedError, match=r"no input: the cache was opened while the module"):
+        part.input
+    assert torch.equal(cache["layers.1"].input, before) and len(cache["layers.1"].output) == 2
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = nnsight.Cache.load(tmp_path / "cache.safetensors")["layers.1"]
+    assert [set(visit.values) for visit in loaded.visits] == [{"output"}, {"input", "output"}]
+    assert torch.equal(loaded.visits[1].input, before)
+
+
 def test_several_caches_are_independent(model):
     with model.trace(X) as tracer:
         one = tracer.cache(modules="*.mlp")

@@ -28,10 +28,11 @@ class Entry:
 
     path: str
     values: Mapping[str, Any] = field(repr=False)  # by kind
+    kinds: tuple[str, ...] = field(repr=False, default=())  # that the cache keeps
 
     def _of(self, kind: str) -> Any:
         if kind not in self.values:
-            raise errors.not_kept(self.path, kind)
+            raise (errors.not_kept if kind not in self.kinds else errors.not_whole)(self.path, kind)
         return self.values[kind]
 
     @property
@@ -97,18 +98,14 @@ class Cache:
     def input(self) -> Any:
         """The first argument of the module; a list of it, where the module ran several times."""
         self._values(INPUT)
-        found = [entry.input for entry in self.visits]
+        found = [entry.input for entry in self.visits if INPUT in entry.values]
         return found[0] if len(found) == 1 else found
 
     @property
     def visits(self) -> list[Entry]:
         """An `Entry` for each time that the module ran."""
-        found = {kind: self._store.of(kind, self._path) for kind in self._store.kinds}
-        count = max(map(len, found.values()), default=0)
-        return [
-            Entry(self._path, {kind: vs[n] for kind, vs in found.items() if n < len(vs)})
-            for n in range(count)
-        ]
+        store = self._store
+        return [Entry(self._path, v, store.kinds) for v in store.of_visits(self._path)]
 
     # --- walking ----------------------------------------------------------------------------------
 
@@ -264,7 +261,7 @@ def open_cache(model: Model, asked: Any, kinds: tuple[str, ...], keeping: Keepin
         paths = layout.under(model.path)
     else:
         paths = layout.select(_spelled(asked, model))
-    store = Store(layout.names, frozenset(paths), kinds, {kind: {} for kind in kinds})
+    store = Store(layout.names, frozenset(paths), kinds, {})
     return Opening(Cache(store), keeping, model, layout)
 
 

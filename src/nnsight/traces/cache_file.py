@@ -36,13 +36,16 @@ def write(path: str | os.PathLike[str], store: Store, paths: Iterable[str]) -> N
     from safetensors.torch import save_file
 
     writer = _Writer()
-    values: dict[str, dict[str, list[Any]]] = {kind: {} for kind in store.kinds}
-    for where in paths:
-        for kind in store.kinds:
-            visits = store.of(kind, where)
-            names = [f"{where}.{kind}" + (f"#{n}" if n else "") for n in range(len(visits))]
-            forms = [writer.form(v, name) for v, name in zip(visits, names, strict=True)]
-            values[kind].update({where: forms} if forms else {})
+    visits = {
+        where: [
+            {
+                kind: writer.form(value, f"{where}.{kind}" + (f"#{n}" if n else ""))
+                for kind, value in visit.items()
+            }
+            for n, visit in enumerate(store.of_visits(where))
+        ]
+        for where in paths
+    }
     names = store.names
     header = {
         "root": names.root,
@@ -50,7 +53,8 @@ def write(path: str | os.PathLike[str], store: Store, paths: Iterable[str]) -> N
         "lengths": dict(names.lengths),
         "twins": dict(names.twins),
         "asked": sorted(store.asked),
-        "values": values,
+        "kinds": list(store.kinds),
+        "visits": visits,
     }
     save_file(writer.tensors, os.fspath(path), metadata={_HEADER: json.dumps(header)})
 
@@ -68,12 +72,12 @@ def read(path: str | os.PathLike[str], device: str) -> Store:
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     header = json.loads(text)
-    values = {
-        kind: {where: [_value(form, tensors) for form in forms] for where, forms in found.items()}
-        for kind, found in header["values"].items()
+    visits = {
+        where: [{kind: _value(form, tensors) for kind, form in visit.items()} for visit in found]
+        for where, found in header["visits"].items()
     }
     names = Names(header["root"], header["aliases"], header["lengths"], header["twins"])
-    return Store(names, frozenset(header["asked"]), tuple(values), values)
+    return Store(names, frozenset(header["asked"]), tuple(header["kinds"]), visits)
 
 
 class _Writer:

@@ -96,6 +96,13 @@ def not_kept(path: str, kind: str) -> NotCachedError:
     )
 
 
+def not_whole(path: str, kind: str) -> NotCachedError:
+    return NotCachedError(
+        f"this visit of `{path}` has no {kind}: the cache was opened while the module ran, or the "
+        "module failed. Open the cache in the first line of the block."
+    )
+
+
 def not_met(path: str, kind: str) -> NotCachedError:
     return NotCachedError(
         f"this cache has no {kind} of `{path}`: the run did not come by it while the cache was "

@@ -16,7 +16,7 @@ import torch
 from nnsight import nested
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
-from nnsight.interleave.location import Location
+from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Pieces
 from nnsight.interleave.rows import Rows
 from nnsight.traces.layout import Names
@@ -37,20 +37,37 @@ class Store:
     names: Names
     asked: frozenset[str]  # paths of the modules that it was opened for
     kinds: tuple[str, ...]  # `output`, `input`
-    values: dict[str, dict[str, list[Any]]]  # by kind and path, one for each visit
+    visits: dict[str, list[dict[str, Any]]]  # of each module by path: its values by kind
     pending: set[torch.device] = field(default_factory=set)  # where copies may still be under way
     attached: bool = False  # whether some values are kept in their graph
 
     def of(self, kind: str, path: str) -> list[Any]:
         """The values of a module, one for each visit."""
+        return [visit[kind] for visit in self.of_visits(path) if kind in visit]
+
+    def of_visits(self, path: str) -> list[dict[str, Any]]:
+        """The values of a module by kind, for each visit.
+
+        A visit lacks the input that came before the cache was opened, and the output of a module
+        that failed.
+        """
         self.settle()
-        values = self.values.get(kind, {}).get(path, [])
-        return [_plain(value) for value in values] if self.attached else list(values)
+        visits = self.visits.get(path, [])
+        return [_plain_visit(visit) for visit in visits] if self.attached else list(visits)
+
+    def add(self, kind: str, path: str, value: Any) -> None:
+        """Keep a value that came by: an output belongs to the visit that last lacks one."""
+        visits = self.visits.setdefault(path, [])
+        begun = next((v for v in reversed(visits) if OUTPUT not in v), None)
+        if kind != OUTPUT or begun is None:
+            visits.append({kind: value})
+        else:
+            begun[kind] = value
 
     @property
     def recorded(self) -> list[str]:
         """Paths of the modules that have values, in the order in which they first had one."""
-        return list(dict.fromkeys(p for found in self.values.values() for p in found))
+        return list(self.visits)
 
     @functools.cached_property
     def walkable(self) -> frozenset[str]:
@@ -71,9 +88,8 @@ class Store:
         """The run is over: let go of what was kept for the case of a change in place."""
         self.settle()
         if self.attached:
-            for found in self.values.values():
-                for path, values in found.items():
-                    found[path] = [_plain(value) for value in values]
+            for visits in self.visits.values():
+                visits[:] = map(_plain_visit, visits)
             self.attached = False
 
 
@@ -129,7 +145,7 @@ class Recorder:
         if self.away and self.rows in self.away:
             return
         kept = self._copy(value) if self.rows is None else self._copy_rows(location, value)
-        self.store.values[location.kind].setdefault(location.owner.path, []).append(kept)
+        self.store.add(location.kind, location.owner.path, kept)
 
     def _copy_rows(self, location: Location, value: Any) -> Any:
         """The same of this block's rows; those kept in their graph are known to be rows of it."""
@@ -149,6 +165,10 @@ class Recorder:
         if members is None:
             return value
         return nested.rebuild(value, {key: self._copy(m) for key, m in members.items()})
+
+
+def _plain_visit(visit: dict[str, Any]) -> dict[str, Any]:
+    return {kind: _plain(value) for kind, value in visit.items()}
 
 
 def _plain(value: Any) -> Any:

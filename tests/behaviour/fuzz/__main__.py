@@ -1,7 +1,12 @@
-"""`python -m tests.behaviour.fuzz FIRST COUNT`: run seeds. A hang ends the process."""
+"""`python -m tests.behaviour.fuzz --seeds N [--first SEED] [--kind blocks|verbs]`: run seeds.
+
+`blocks` are programs of blocks beside one forward of random models, right and wrong; `verbs` are
+programs of every verb. A hang ends the process.
+"""
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import os
 import sys
@@ -10,9 +15,12 @@ import time
 from collections import Counter
 
 import torch
-from tests.behaviour.fuzz.check import Wrong, check
+from tests.behaviour.fuzz import check as blocks
+from tests.behaviour.fuzz.after import Wrong
+from tests.behaviour.fuzz.verbs import check as verbs
 
 LIMIT = 10  # seconds for one seed
+CHECKS = {"blocks": blocks.check, "verbs": verbs.check}
 
 
 def _watch(now: list[float]) -> None:
@@ -26,8 +34,9 @@ def _watch(now: list[float]) -> None:
             os._exit(3)
 
 
-def main(first: int, count: int) -> int:
+def main(first: int, count: int, kind: str = "blocks") -> int:
     torch.set_num_threads(1)
+    check = CHECKS[kind]
     now = [float(first), time.monotonic()]
     threading.Thread(target=_watch, args=(now,), daemon=True).start()
     ends: Counter[str] = Counter()
@@ -49,4 +58,9 @@ def main(first: int, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    parser = argparse.ArgumentParser(prog="python -m tests.behaviour.fuzz")
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--kind", choices=list(CHECKS), default="verbs")
+    given = parser.parse_args()
+    sys.exit(main(given.first, given.seeds, given.kind))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tests.behaviour.fuzz import models
+from tests.behaviour.fuzz.after import Wrong, left_behind, traces_of_a_run
 from tests.behaviour.fuzz.forms import Program
 from tests.behaviour.fuzz.models import WIDTH, Boom, Leaf, Model, first, random_model
 from tests.behaviour.fuzz.oracle import Block, Oracle
@@ -21,8 +22,6 @@ from torch import nn
 
 import nnsight
 from nnsight import NNsight
-from nnsight.envoy import handoff
-from nnsight.interleave import turns
 from nnsight.interleave.errors import BatchError, Cancelled, MissedProviderError, OutsideTraceError
 
 
@@ -178,17 +177,6 @@ def by_oracle(program: Program, model: Model, inputs: list[Any]) -> Outcome:
 
 # --- after a program ------------------------------------------------------------------------------
 
-_DICTS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_backward_hooks")
-_DICTS += ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
-
-
-def traces_of_a_run(model: nn.Module) -> list[Any]:
-    """Everything that a run may put on a model."""
-    return [
-        (path, [list(getattr(module, name)) for name in _DICTS], "forward" in vars(module))
-        for path, module in model.named_modules()
-    ]
-
 
 def order_of(model: Model, x: torch.Tensor) -> list[tuple[str, str]]:
     """Every location of a model, in the order in which it first comes by."""
@@ -237,10 +225,6 @@ def _expected_next(model: Model, x: torch.Tensor) -> Any:
     return None if result is None else seen
 
 
-class Wrong(AssertionError):
-    """A seed at which something is not as it must be."""
-
-
 def check(seed: int) -> str:
     """Run one seed; returns how its programs ended.
 
@@ -266,11 +250,7 @@ def check(seed: int) -> str:
                 for block in program.blocks
             ]
             ours = by_nnsight(program, envoy, inputs, f"<fuzz {seed} {turn}>")
-            problems = []
-            if traces_of_a_run(model) != before or handoff._gates:
-                problems.append("something was left on the model")
-            if any(not thread.resting and not thread.abandoned for thread in turns._all):
-                problems.append("a block's thread is still at work")
+            problems = left_behind(model, before)
             theirs = by_oracle(program, model, inputs)
             for outcome in (ours, theirs):
                 _gradients(model, outcome)
