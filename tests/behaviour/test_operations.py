@@ -254,6 +254,19 @@ def test_skipping_an_operation(net: Net, model: NNsight):
     assert torch.equal(out, raw(net, "fc", lambda v: torch.ones(3, 4)))
 
 
+def test_inside_an_operation_after_it_was_skipped(net: Net, model: NNsight):
+    def twice(x: Tensor) -> Tensor:
+        return net(net(x))
+
+    with model.trace(X, fn=twice) as tracer:
+        mix = model.blocks[0].source.self_mix_0
+        mix.skip(mix.input * 0)
+        tracer.next()
+        given = mix.source.torch_relu_0.input.save()
+        out = mix.source.torch_relu_0.output.save()
+    assert given.min() < 0 and torch.equal(out, given.relu())
+
+
 def test_gradients_pass_through_a_changed_operation(net: Net, model: NNsight):
     with model.trace(X):
         op = model.blocks[0].source.torch_cat_0

@@ -197,6 +197,7 @@ class _View:
         self.once = [op.once for op in listing.ops]
         self.started = [0] * len(listing.ops)  # visits of each operation: see `_number`
         self.finished = [0] * len(listing.ops)
+        self.at_gate: int | None = None  # the operation whose call may be skipped just now
         self.watched: dict[int, list[_Watch]] = {}
         for name, watch in probes.asked.items():
             self.look(name, watch)
@@ -253,6 +254,8 @@ class _View:
         if op is None:
             return None
         started, finished = self.passed(op.index, INPUT), self.passed(op.index, OUTPUT)
+        if op.index == self.at_gate:  # begun, and not called yet
+            return finished, False
         return started, started > finished
 
     # --- the probes -------------------------------------------------------------------------------
@@ -342,8 +345,16 @@ class _View:
         for watch in list(self.watched[index]):
             if (location := watch.locations.get(SKIP)) is not None:
                 run.visits[location] = number
-                if skips := run.gate(location, (args, kwargs)):
+                if skips := self._skips(index, location, (args, kwargs)):
                     run.written.append(location)
                     run.typical = False  # what the operation would have run did not run
                     return outcome(run.batch, location, skips, run.away, observed)
         return observed()
+
+    def _skips(self, index: int, location: Location, given: Any) -> Any:
+        """What blocks give in place of the call that would begin now."""
+        before, self.at_gate = self.at_gate, index
+        try:
+            return self.run.gate(location, given)
+        finally:
+            self.at_gate = before
