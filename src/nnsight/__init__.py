@@ -37,11 +37,23 @@ if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
 
 _LAZY = {  # imported when first asked for
+    "ExceptionWrapper": "nnsight.intervention.tracing.util",
     "LanguageModel": "nnsight.modeling.language",
     "Object": "nnsight.hint",
     "Tracer": "nnsight.capture.tracer",
 }
 _OLD_ADDRESSES = ("intervention", "schema", "tracing", "util")  # `nnsight.util.apply` as it stands
+_PLAIN = {  # what the releases before 0.5 had words of their own for
+    "apply": "a call of the function",
+    "cond": "`if`",
+    "iter": "`for`",
+    "local": "nothing: a block that runs here, runs here",
+    "log": "`print`",
+    "stop": "`tracer.stop()`",
+    "trace": "`with model.trace(...):`",
+    **{kind: f"`{kind}`" for kind in ("bool", "bytes", "dict", "float", "int", "list", "set")},
+    **{kind: f"`{kind}`" for kind in ("str", "tuple")},
+}
 
 mount_save_on_tensors()
 mount_backward()
@@ -74,7 +86,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _OLD_ADDRESSES:
         return importlib.import_module(f"nnsight.{name}")
-    raise AttributeError(f"module 'nnsight' has no attribute {name!r}")
+    instead = f": a block is plain Python, so write {_PLAIN[name]}" if name in _PLAIN else ""
+    raise AttributeError(f"module 'nnsight' has no attribute {name!r}{instead}")
 
 
 def __dir__() -> list[str]:

@@ -215,6 +215,62 @@ def test_a_session_of_the_package_and_of_the_model(model):
         torch.testing.assert_close(out, model._module.layer2(model._module.layer1(X) * 2))
 
 
+def test_either_order_of_arguments():
+    renames = {"layer1": "first"}
+    before = nnsight.Envoy(Net(), None, "net", renames)
+    since = NNsight(Net(), "net", None, renames)
+    for model in (before, since, NNsight(Net(), "net", rename=renames)):
+        assert model.first.path == "net.layer1"
+    assert NNsight(Net(), object()).path == "model"
+    with pytest.raises(TypeError, match="two values for `rename`"):
+        NNsight(Net(), "net", None, renames, rename=renames)
+    with pytest.raises(TypeError, match="up to 5 arguments"):
+        NNsight(Net(), "net", None, None, None, None, None)
+
+
+def test_inputs_that_a_subclass_prepares():
+    class Rows(NNsight):
+        def _prepare_input(self, *rows, scale=1.0):
+            return ((torch.tensor(rows) * scale,), {}), len(rows)
+
+        def _batch(self, batched, x):
+            (before,), _ = batched
+            return ((torch.cat([before, x]),), {}), len(before) + len(x)
+
+    class Plain(NNsight):
+        def _prepare_input(self, *rows):
+            return ((torch.tensor(rows),), {}), len(rows)
+
+    for kind in (Rows, Plain):
+        model = kind(Net())
+        with model.trace([1.0, 2, 3, 4], [5.0, 6, 7, 8]):
+            alone = model.layer1.input.save()
+        with model.trace() as tracer:
+            with tracer.invoke([1.0, 2, 3, 4]):
+                first = model.layer1.input.save()
+            with tracer.invoke([5.0, 6, 7, 8], [0.0, 0, 0, 0]):
+                others = model.layer1.input.save()
+                out = model.output.save()
+        assert alone.shape == (2, 4) and torch.equal(first, alone[:1])
+        assert others.tolist() == [[5, 6, 7, 8], [0, 0, 0, 0]]
+        torch.testing.assert_close(out, model._module(others))
+    with Rows(Net()).trace([1.0, 1, 1, 1], scale=2) as tracer:
+        doubled = tracer.layer1.input.save()
+    assert doubled.tolist() == [[2, 2, 2, 2]]
+
+
+def test_words_that_plain_python_has():
+    assert nnsight.ExceptionWrapper is Exception
+    for name, instead in {
+        "log": "print",
+        "cond": "if",
+        "list": "list",
+        "stop": "tracer.stop",
+    }.items():
+        with pytest.raises(AttributeError, match=rf"plain Python, so write `{instead}"):
+            getattr(nnsight, name)
+
+
 def test_old_arguments_of_a_language_model(gpt2_folder):
     model = LanguageModel(
         model_key=gpt2_folder, automodel="AutoModelForCausalLM", meta_buffers=True,

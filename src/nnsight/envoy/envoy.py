@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.tracer import Backend
-from nnsight.envoy import aliases, classes, editing, handoff, show
+from nnsight.envoy import aliases, classes, editing, handoff, older, show
 from nnsight.envoy.arguments import checked_inputs, first_input, with_first_input
 from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.envoy.classes import Envoys
@@ -74,6 +74,7 @@ class Envoy(Node):
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
         envoys: subclasses of Envoy to stand for modules: one, or by module class or path,
             `{GPT2Attention: Attention, "h.*.mlp": MLP}`.
+        *more: what earlier releases took by its place, in either of their orders.
     """
 
     _stepwise: frozenset[str] = frozenset()
@@ -98,17 +99,23 @@ class Envoy(Node):
         self,
         module: Module,
         path: str = "model",
-        *,
+        *more: Any,
         rename: Rename | None = None,
         envoys: Envoys | None = None,
     ) -> None:
         if not isinstance(module, Module):
             raise TypeError(_not_a_module(module))
+        if more or not isinstance(path, str):
+            path, rename, envoys = older.by_position(path, more, rename, envoys)
         table = aliases.resolve(module, rename, frozenset(dir(Envoy))) if rename else {}
         tree = Tree(module, table)
         own = type(self).envoys  # for any model, so not each path is in this one
         tree.classes = classes.resolve(module, envoys or own, Envoy, strict=envoys is not None)
         self._mount(module, path, tree, None)
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        older.adapt(cls)
 
     def _make_child(self, module: Module, path: str) -> Node:
         known = self._tree.classes

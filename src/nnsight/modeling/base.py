@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch.nn import Module
 
-from nnsight.envoy.classes import Envoys
-from nnsight.envoy.envoy import Envoy, Rename
+from nnsight.envoy.envoy import Envoy
 
 
 class NNsight(Envoy):
@@ -21,16 +20,6 @@ class NNsight(Envoy):
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
         envoys: subclasses of Envoy to stand for modules: one, or by module class or path.
     """
-
-    def __init__(
-        self,
-        module: Module,
-        path: str = "model",
-        *,
-        rename: Rename | None = None,
-        envoys: Envoys | None = None,
-    ) -> None:
-        super().__init__(module, path, rename=rename, envoys=envoys)
 
     @property
     def _model(self) -> Module:
