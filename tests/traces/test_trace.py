@@ -235,10 +235,11 @@ def test_the_result_is_the_last_value(model):
 def test_stop_ends_the_forward_and_keeps_what_was_bound(model, module):
     seen = []
     module.second.register_forward_pre_hook(lambda *_: seen.append("second"))
-    with model.trace(X) as tracer:
-        hidden = model.first.output.save()
-        tracer.stop()
-        seen.append("after")
+    with pytest.warns(UserWarning, match=r"line \d+ comes after `stop\(\)`"):
+        with model.trace(X) as tracer:
+            hidden = model.first.output.save()
+            tracer.stop()
+            seen.append("after")
     module.second._forward_pre_hooks.clear()
     assert seen == []
     assert torch.equal(hidden, module.first(X))

@@ -100,6 +100,19 @@ class Batch:
             return new
         return _Widening(self, rows, location, cuts).put(full, new)
 
+    def check_skip(self, inputs: Any, rows: Rows | None, instead: Any, location: Location) -> None:
+        """Refuse what is to take the place of a whole module and has other rows than its input.
+
+        Raises:
+            BatchError: it is such a tensor as the module was given, but for the batch size.
+        """
+        given, own = nested.first_tensor(inputs), nested.first_tensor(instead)
+        if given is None or own is None or (rows is not None and self.split):
+            return
+        if given.shape[:1] == (self.total,) != own.shape[:1] and own.shape[1:] == given.shape[1:]:
+            expected = f"the module was given {nested.describe(given)}"
+            raise errors.wrong_rows(location, nested.describe(own), expected)
+
     def _check_rows(self, full: Any, new: Any, location: Location) -> None:
         """Refuse a replacement of the whole value that has another batch size or structure."""
         held = nested.parts(new) is not None
@@ -112,6 +125,19 @@ class Batch:
             if differ and self.per_row(old, location, index):
                 expected = f"the value there is {nested.describe(old)}"
                 raise errors.wrong_rows(location, nested.describe(own), expected)
+            if location.kind == OUTPUT and _spreads(own, old):
+                raise errors.spreads(location, nested.describe(own), nested.describe(old))
+
+
+def _spreads(own: torch.Tensor, old: torch.Tensor) -> bool:
+    """Whether `own` would take the place of `old` by being spread over the last dimension.
+
+    PyTorch does so wherever the model adds it to something: a mean over the wrong dimension would
+    go on as if it were right. (Over the tokens it may be meant.)
+    """
+    if not old.ndim or old.shape[-1] == 1 or not old.is_floating_point():
+        return False
+    return own.ndim < old.ndim or own.shape[-1] == 1
 
 
 class _Widening:

@@ -174,6 +174,15 @@ def wrong_rows(what: object, got: str, expected: str) -> BatchError:
     )
 
 
+def spreads(what: object, got: str, expected: str) -> BatchError:
+    return BatchError(
+        f"the replacement for `{what}` does not fit: it is {got}, and the value there is "
+        f"{expected}. PyTorch would spread it over the last dimension. If that is meant, write "
+        "`new.expand_as(value)`; a mean of all tokens is one over the other dimension, "
+        "`value.mean(1, keepdim=True)`."
+    )
+
+
 def wrong_structure(what: object, got: str, expected: str) -> BatchError:
     if expected.startswith("torch."):
         way_out = "keeps the dtype of what it replaces: `new.to(value.dtype)`."

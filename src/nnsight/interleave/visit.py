@@ -74,6 +74,7 @@ class Visit:
             self._replace(worker, request.value)
             self._hand(worker, request.value)
         elif request.action == GATE:
+            self.batch.check_skip(self.value, worker.rows, request.value, self.location)
             self.skips[worker.rows] = request.value
         return None
 

@@ -65,7 +65,7 @@ class Steps(Tracer):
             for step in self.chosen:
                 pin.coming = step
                 if not _reach(worker, step, pin, first):
-                    self._warn_of_the_end(step, first, worker, pin)
+                    self._warn_of_the_end(step, first, pin)
                     return
                 worker.pin, pin.step, first = pin, step, False
                 yield step
@@ -74,13 +74,15 @@ class Steps(Tracer):
             if outer is not None:
                 outer.asked |= pin.asked
 
-    def _warn_of_the_end(self, step: int, first: bool, worker: Worker, pin: Pin) -> None:
+    def _warn_of_the_end(self, step: int, first: bool, pin: Pin) -> None:
         """Tell of a loop that may not have done what was meant."""
-        unsure = first and step > 0 and worker.sources
+        unsure = first and step > 0
         if self.open and not unsure:
             return
         text = f"`{self.name}` ended before step {step}, because the run did"
-        if not self.open:
+        if unsure:
+            text += ": its body has not run at all"
+        elif not self.open:
             text += ": it made fewer steps than were asked for"
         text += ". Write `tracer.iter[:]` for as many as there are."
         if not pin.asked:

@@ -43,6 +43,7 @@ from nnsight.traces.recording import Keeping
 from nnsight.traces.report import Report, wants_report
 from nnsight.traces.sharing import Names
 from nnsight.traces.steps import Iter, Steps, advance
+from nnsight.traces.stopping import warn_of_the_rest
 
 
 def _of_the_model(name: str) -> Any:
@@ -203,13 +204,15 @@ class Trace(Tracer):
         """End the run here: the rest of this block and of the forward does not happen.
 
         What was bound before is kept. Blocks of other invokes that still wait for values end with
-        a warning.
+        a warning; so does a block with a statement behind the `stop()`.
 
         Raises:
             ValueError: called outside a block that runs beside the model.
         """
         if here.worker is None or here.outside_invokes:
             raise errors.nothing_runs("tracer.stop()")
+        if self.scope is not None:
+            warn_of_the_rest(self.scope.block, 1)
         raise errors.Stop
 
     # --- the owner of `result` --------------------------------------------------------------------
