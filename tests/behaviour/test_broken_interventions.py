@@ -90,7 +90,7 @@ LINES = {
     "model.layers[0].fc.output; model.layers[0].skip(zeros)": "OutOfOrderError: .*layers.0",
     "model.layers[0].output; model.layers[0].source.torch_tanh_0.output[:] = 0": "OutOfOrderError",
     "model.output; model.head.output[:] = 0": "OutOfOrderError: .*head.output",
-    "h = model.layers[0].output.save(); model.layers[1].output; h[:] = 0": "UserWarning: .*in place",
+    "h = model.layers[0].output.save(); model.layers[1].output; h[:] = 0": "UserWarning: .*place",
     # a value
     "model.layers[0].output = None": "ValueError: .*None",
     "model.layers[0].output = zeros.double()": "RuntimeError: .*dtype.*layers.0.output",

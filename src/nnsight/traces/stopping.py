@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 from nnsight.capture.block import Block
@@ -37,11 +38,10 @@ def _behind_stops(node: ast.AST) -> Iterator[tuple[int, int]]:
     for inner in ast.walk(node):
         for name in ("body", "orelse", "finalbody"):
             suite = getattr(inner, name, None)
-            for one, after in (
-                zip(suite, suite[1:], strict=False) if isinstance(suite, list) else ()
-            ):
-                if _is_stop(one):
-                    yield one.lineno, after.lineno
+            if isinstance(suite, list):
+                for one, after in pairwise(suite):
+                    if _is_stop(one):
+                        yield one.lineno, after.lineno
 
 
 def _is_stop(statement: ast.stmt) -> bool:
