@@ -19,6 +19,7 @@ from nnsight.interleave.request import WAIT, Pin, Request, here
 from nnsight.interleave.rows import Rows
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
+_OPERATIONS = ("source", "pattern", "probs")  # what leads to an operation, or is the value of one
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
 
 
@@ -61,7 +62,7 @@ class Worker:
         self.where = where
         self.state = state
         self._codes = codes_of(body)
-        self.sources = self.names("source")  # it may ask for operations inside modules
+        self.sources = any(map(self.names, _OPERATIONS))  # it may ask for operations in modules
         self.begun = False
         self.request: Request | None = None  # what it is parked for
         self.pin: Pin | None = None  # the step it is at, in a loop over steps

@@ -249,3 +249,103 @@ def nothing_to_generate() -> ValueError:
         "model.generate(prompt, max_new_tokens=...) as tracer:`; a trace that is open already "
         "cannot be made to generate from inside."
     )
+
+
+# --- standard names --------------------------------------------------------------------------
+
+
+class NoSuchName(AttributeError):
+    """A standard name that this model, or this layer of it, does not have."""
+
+
+def no_such_name(name: str, reason: str) -> NoSuchName:
+    return NoSuchName(
+        f"There is no `{name}` here: {reason}. `print(model)` shows the modules that there are."
+    )
+
+
+def lacking(name: str, kind: str, stack: str, others: Sequence[int]) -> NoSuchName:
+    """A part that this layer does not have, and perhaps others do."""
+    if others:
+        listed = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
+        way_out = f"Layers that have one: {listed}; `hasattr` tells for a layer of `{stack}`."
+    else:
+        way_out = "No layer of this model has one."
+    return NoSuchName(f"There is no `{name}`: that layer is a {kind} without one. {way_out}")
+
+
+def no_mid(name: str, order: str, known: bool) -> NoSuchName:
+    if not known:
+        reason = (
+            "this family is not in the table, and names alone do not tell where its stream is "
+            "between attention and MLP. docs/standard-names.md says how to add a family"
+        )
+    elif order == "parallel":
+        reason = "attention and MLP of this model read the same stream, so there is none in between"
+    else:
+        reason = "nothing in this model is the plain stream between attention and MLP"
+    return NoSuchName(f"There is no `{name}`: {reason}. `resid_pre` and `resid_post` are there.")
+
+
+def several_stacks(model: str, names: Sequence[str]) -> NoSuchName:
+    return NoSuchName(
+        f"`{model}.layers` is ambiguous: this model has several stacks. Write "
+        f"{' or '.join(f'`{name}`' for name in names)}."
+    )
+
+
+def no_kernel(name: str, kind: str) -> NoSuchName:
+    return NoSuchName(
+        f"There is no `{name}`: no call in the forward of {kind} is known to compute it. Its "
+        "operations are in `.source` of the module; docs/standard-names.md says how to add a "
+        "family."
+    )
+
+
+def unfit(name: str, value: Any, seen: torch.Tensor) -> ValueError:
+    return ValueError(
+        f"`{name}` is a tensor of shape {tuple(seen.shape)}, so it cannot be set to {show(value)}. "
+        "Assign a tensor of that shape, or a number for all of it; a part is set by indexing, as "
+        f"in `{name}[:, -1] = ...`."
+    )
+
+
+def unreadable_mask(name: str, mask: Any) -> ValueError:
+    kind = f"{mask.ndim}-d tensor" if isinstance(mask, torch.Tensor) else type(mask).__name__
+    return ValueError(
+        f"`{name}` cannot be computed beside this kernel: its mask is a {kind}, which only the "
+        "kernel understands. Open the model with `attn_implementation='sdpa'`."
+    )
+
+
+def kernel_switched(name: str, kernel: str) -> str:
+    return (
+        f"`{name}` is changed or has a gradient, and {kernel!r} never has these probabilities. So "
+        "in this run this layer's attention is computed from them, as 'eager' does; all other "
+        f"layers keep {kernel!r}, and reading alone changes nothing. The two agree to rounding."
+    )
+
+
+class NamesError(RuntimeError):
+    """A standard name of this model is not what it says: the table of families does not fit it."""
+
+
+_TABLE = (
+    "What is known of this family does not fit this model; docs/standard-names.md says how to tell "
+    "where its values are."
+)
+
+
+def names_wrong(name: str, what: str, off: float, model: str) -> NamesError:
+    return NamesError(
+        f"`{name}` of {model} is not what it says: it fails {what!r} (off by {off:.2g} of the "
+        f"value). {_TABLE}"
+    )
+
+
+def names_missing(name: str, kind: str) -> NamesError:
+    return NamesError(f"`{name}` leads nowhere: {kind} has no module for it. {_TABLE}")
+
+
+def no_layers(model: str) -> NoSuchName:
+    return NoSuchName(f"`{model}` has no list of layers, so it has no standard names.")

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from nnsight.modeling import standard
 from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
+from nnsight.modeling.self_check import NamesReport, check_names
 
 
 class HuggingFaceModel(NNsight):
@@ -34,6 +36,7 @@ class HuggingFaceModel(NNsight):
         config_model: an older name of `config`.
         import_edits: put the edits in force that were exported under the model's name, or under
             this one.
+        check_names: run `check_names()` when the weights are there.
         **options: passed to `from_pretrained`: `device_map`, `dtype` (or `torch_dtype`),
             `attn_implementation`, `quantization_config`, `trust_remote_code`, `token`, ...
 
@@ -44,6 +47,7 @@ class HuggingFaceModel(NNsight):
 
     _loader: Loader
     _dispatched: bool
+    _checks_names: bool
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class HuggingFaceModel(NNsight):
         model_key: str | Path | None = None,
         config_model: Any = None,
         import_edits: bool | str = False,
+        check_names: bool = False,
         **options: Any,
     ) -> None:
         source = model_key if repo_id is None else repo_id
@@ -67,9 +72,33 @@ class HuggingFaceModel(NNsight):
         self._loader = loader(source, automodel, config, revision, meta_buffers, **options)
         module = self._loader.weights() if dispatch else self._loader.skeleton()
         self._dispatched = not is_meta(module)
+        self._checks_names = check_names
         super().__init__(module, path, rename=rename, envoys=envoys)
+        if check_names and self._dispatched:
+            self.check_names()
         if import_edits:
             self.import_edits(None if import_edits is True else import_edits)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in standard.NAMES and name not in self._aliases():
+            found = standard.lookup(self, name)
+            if found is not None:
+                return found
+        return super().__getattr__(name)
+
+    def check_names(self) -> NamesReport:
+        """Hold the standard names to what must be true of them, on a few tokens.
+
+        Patterns sum to one, `z` through the output projection is `attn.out`, the branches add up
+        to the stream, values assigned to themselves change nothing, and so on.
+
+        Returns:
+            Each name with its shape and what was checked; it prints as a table.
+
+        Raises:
+            NamesError: a name is not what it says; the error says which, in which layer.
+        """
+        return check_names(self)
 
     @property
     def config(self) -> Any:
@@ -107,8 +136,11 @@ class HuggingFaceModel(NNsight):
         if self._dispatched:
             return
         with self._tree.loading:
-            if not self._dispatched:
-                self._update(self._loader.weights())
+            if self._dispatched:
+                return
+            self._update(self._loader.weights())
+        if self._checks_names:
+            self.check_names()
 
     def _repoint(self, module: torch.nn.Module) -> None:
         super()._repoint(module)

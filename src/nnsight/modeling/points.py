@@ -1,0 +1,224 @@
+"""What a standard name does when it is read or assigned.
+
+A point is a value of one module call, or a part of it seen in another shape: `attn.z` is what goes
+into the output projection, by head. A view that shares memory with the value needs no more, as what
+is changed in it is changed in the model. Where gradients flow the block gets a copy that the model
+goes on with, so that the copy has a gradient and changing it breaks no backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any, Protocol
+
+import torch
+
+from nnsight.envoy.arguments import first_input, with_first_input
+from nnsight.interleave import request
+from nnsight.interleave.location import INPUT, Location
+from nnsight.interleave.request import Pin, here
+from nnsight.modeling import errors
+
+Look = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Spot(Protocol):
+    """Where a standard name leads to."""
+
+    def read(self) -> torch.Tensor: ...
+
+    def write(self, value: Any) -> None: ...
+
+
+class Point:
+    """A standard name: read and assigned like `.output`.
+
+    Args:
+        shape: of the value, in words.
+        doc: what the value is.
+    """
+
+    def __init__(self, shape: str, doc: str) -> None:
+        self.shape = shape
+        self.__doc__ = f"{doc} `[{shape}]`."
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        return self if owner is None else owner._spot(self.name).read()
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        owner._spot(self.name).write(value)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that a module is given or returns, or a part of it in another shape.
+
+    Args:
+        name: of the point, for messages.
+        location: where the value is; of a tuple it is the first element.
+        look: makes the part of the tensor that is seen: a view into it.
+        guarded: what computed it needs it for its backward, so it must not change in place.
+        in_place: others hold the tensor too, so a replacement is written into it.
+    """
+
+    name: str
+    location: Location
+    look: Look | None = None
+    guarded: bool = False
+    in_place: bool = False
+
+    def read(self) -> torch.Tensor:
+        tensor = self._tensor(request.read(self.location))
+        part = tensor if self.look is None else self.look(tensor)
+        flows = tensor.requires_grad and torch.is_grad_enabled()
+        if self.in_place:  # a copy: what the block keeps of it must outlive a replacement
+            return held(self.location, part.clone(), self._put, always=flows)
+        if flows and (self.guarded or self.look is not None):
+            return held(self.location, _by_head(part).clone(), self._put, always=True)
+        view = _by_head(part)
+        return view if view is part else held(self.location, view, self._put, always=False)
+
+    def write(self, value: Any) -> None:
+        self._put(value, back=False)
+
+    def _put(self, value: Any, back: bool = True) -> None:
+        raw = request.read(self.location)
+        tensor = self._tensor(raw)
+        part = tensor if self.look is None else self.look(tensor)
+        value = fitting(self.name, value, _by_head(part))
+        if self.in_place:
+            part.copy_(value)
+        elif self.look is None:
+            request.write(self.location, self._raw(raw, value), back=back)
+        else:
+            new = tensor.clone()
+            self.look(new).copy_(value.reshape(part.shape))
+            request.write(self.location, self._raw(raw, new), back=back)
+
+    def _tensor(self, raw: Any) -> torch.Tensor:
+        if self.location.kind == INPUT:
+            return first_input(self.location, raw)
+        return raw if isinstance(raw, torch.Tensor) else raw[0]
+
+    def _raw(self, raw: Any, tensor: torch.Tensor) -> Any:
+        if self.location.kind == INPUT:
+            return with_first_input(self.location, raw, tensor)
+        return tensor if isinstance(raw, torch.Tensor) else (tensor, *raw[1:])
+
+
+def fitting(name: str, value: Any, seen: torch.Tensor) -> torch.Tensor:
+    """`value` as what takes the place of `seen`: a tensor of its shape, or a number for all of it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, Number) and not isinstance(value, complex):
+        return torch.full_like(seen, value)  # type: ignore[arg-type] # a real number
+    if not isinstance(value, torch.Tensor) or value.shape != seen.shape:
+        raise errors.unfit(name, value, seen)
+    return value
+
+
+# --- in which shape -------------------------------------------------------------------------------
+
+
+def by_row(tensor: torch.Tensor) -> torch.Tensor:
+    """`[rows, tokens, ...]` of a tensor in which a model flattens the two, or has them so."""
+    return tensor if tensor.ndim > 2 else tensor.unflatten(0, (_rows(), -1))
+
+
+def _rows() -> int:
+    """How many rows of the batch the block sees."""
+    worker = here.worker
+    batch = worker.run.batch
+    return worker.rows.size if batch.split and worker.rows is not None else batch.total
+
+
+def heads(width: int) -> Look:
+    """`[rows, tokens, heads, width]` of `[rows, tokens, heads * width]`."""
+    return lambda tensor: by_row(tensor).unflatten(-1, (-1, width))
+
+
+def _by_head(part: torch.Tensor) -> torch.Tensor:
+    """`[rows, tokens, heads, width]`, also where groups of heads have a dimension of theirs."""
+    return part.flatten(-3, -2) if part.ndim > 4 else part
+
+
+def block(which: int, count: int, width: int) -> Look:
+    """q, k or v of a projection that has all of q, then all of k, then all of v."""
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        by_head = heads(width)(tensor)
+        shared = (by_head.shape[-2] - count) // 2
+        start = (0, count, count + shared)[which]
+        return by_head.narrow(-2, start, shared if which else count)
+
+    return look
+
+
+def of_each_head(which: int, width: int) -> Look:
+    """q, k or v of a projection that has the three of a head side by side."""
+    return lambda tensor: by_row(tensor).unflatten(-1, (-1, 3, width))[..., which, :]
+
+
+def of_each_group(which: int, count: int, shared: int, width: int) -> Look:
+    """q, k or v of one that has the queries of a group of heads, then their key and value."""
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        groups = by_row(tensor).unflatten(-1, (shared, count // shared + 2, width))
+        return groups[..., -2 + which - 1, :] if which else groups[..., :-2, :]
+
+    return look
+
+
+# --- copies that the model goes on with -----------------------------------------------------------
+
+
+class _Held:
+    """A copy that a block has in hand, put in force when the block has done with it."""
+
+    def __init__(self, view: torch.Tensor, put: Callable[[torch.Tensor], None], due: bool) -> None:
+        self.worker = here.worker
+        pin = self.worker.pin
+        self.step = None if pin is None else pin.step
+        self.view, self.put, self.due = view, put, due
+        self.seen = _state(view)
+
+    def put_back(self, keeps: bool) -> None:
+        now = _state(self.view)
+        if not self.due and _same(now, self.seen):
+            return
+        self.due, self.seen = False, now
+        worker = self.worker
+        pin, worker.pin = worker.pin, None if self.step is None else Pin(self.step)
+        try:
+            self.put(self.view)
+        finally:
+            worker.pin = pin
+
+
+def held(
+    location: Location, view: torch.Tensor, put: Callable[[torch.Tensor], None], always: bool
+) -> torch.Tensor:
+    """Give `view` to the block, and `put` it back before the block asks for the next value.
+
+    Args:
+        always: whether the block changes it or not, as its gradient may be asked for.
+    """
+    worker: Any = request.current(location)
+    worker.unfinished.append(_Held(view, put, always).put_back)
+    return view
+
+
+def _state(view: torch.Tensor) -> Any:
+    """What tells whether a tensor has changed in place. (One of inference mode counts nothing.)"""
+    return view.clone() if view.is_inference() else view._version
+
+
+def _same(now: Any, before: Any) -> bool:
+    return torch.equal(now, before) if isinstance(now, torch.Tensor) else now == before

@@ -1,0 +1,390 @@
+"""The standard names: one set of addresses for every family, as objects that users walk.
+
+`model.layers[3]` is the envoy of the fourth block under whichever name the family has for it, seen
+through a class that knows further names: `resid_post`, `attn`, `mlp`. It is the same node, with the
+same children and values, so whatever takes an envoy takes it. Where a module has a child of one of
+those names (GPT-2's `mlp.act` is a module), the child is reached on the original path, or as
+`E_act`.
+
+Nothing of this is done for a model until one of the names is used on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.nn import Module
+
+from nnsight.envoy.envoy import Envoy
+from nnsight.interleave.location import INPUT, OUTPUT, Location
+from nnsight.modeling import errors
+from nnsight.modeling.architectures import families_of
+from nnsight.modeling.family import (
+    BLOCKS,
+    BY_GROUP,
+    BY_HEAD,
+    Family,
+    at,
+    chosen,
+    guessed,
+)
+from nnsight.modeling.kernel import meetable, pattern_of, turned_of
+from nnsight.modeling.points import (
+    Look,
+    Point,
+    Spot,
+    Value,
+    block,
+    by_row,
+    heads,
+    of_each_group,
+    of_each_head,
+)
+from nnsight.modeling.router import probabilities_of
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of layers of a model."""
+
+    family: Family
+    base: str  # where the model is that the paths of the family start at
+    name: str  # "model.layers", "model.decoder.layers": as users write it
+    heads: int  # of each layer's attention; 0 if the config does not say
+    width: int  # of a head
+    groups: int  # of heads, each with a key and a value of its own
+    known: bool = True  # the family is in the table
+
+    def path(self, inside: str) -> str:
+        """A path from the model, of one from the base."""
+        return ".".join(part for part in (self.base, inside) if part)
+
+
+# --- finding the stacks of a model ----------------------------------------------------------------
+
+
+def stacks_of(model: Any) -> Sequence[Stack]:
+    """The stacks of a wrapped model, found when they are first asked for."""
+    known = model.tree.memory.setdefault("", {})
+    if known.get("root") is not model._module:
+        known["root"], known["stacks"] = model._module, tuple(_found(model._module, model._path))
+    return known["stacks"]
+
+
+def _found(root: Module, name: str) -> list[Stack]:
+    for base, module in root.named_modules():
+        config = getattr(module, "config", None)
+        there = [f for f in families_of(config) if at(module, f.layers) is not None]
+        if there:
+            both = len(there) > 1
+            return [_stack(f, base, module, f"{name}.{f.stack}" if both else name) for f in there]
+    guess = guessed(root)
+    if guess is None:
+        return []
+    base, family = guess
+    return [replace(_stack(family, base, root.get_submodule(base), name), known=False)]
+
+
+def _stack(family: Family, base: str, module: Any, name: str) -> Stack:
+    config = getattr(module, "config", None)
+    count = getattr(config, family.heads, None) or 0
+    width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    if not width and count:
+        width = config.hidden_size // count  # type: ignore[union-attr] # it has heads
+    groups = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return Stack(family, base, f"{name}.layers", count, width or 0, groups or count)
+
+
+def lookup(model: Any, name: str) -> Any:
+    """What the standard name `name` of a whole model is, or None if it is none there."""
+    stacks = stacks_of(model)
+    if not stacks:
+        return None
+    if len(stacks) > 1 and (name == "layers" or name in ("encoder", "decoder")):
+        if name == "layers":
+            raise errors.several_stacks(model._path, [stack.name for stack in stacks])
+        of_that_name = next(s for s in stacks if s.name.endswith(f".{name}.layers"))
+        where = of_that_name.family.layers.rpartition(".")[0]
+        return seen_as(below(model, of_that_name.path(where)), Half, of_that_name)
+    if name == "layers":
+        return _layers(model, stacks[0])
+    return None if name in ("encoder", "decoder") else _single(model, stacks[-1], name)
+
+
+def _single(model: Any, stack: Stack, name: str) -> Any:
+    if name in model._module._modules:
+        return None
+    if name == "ln_final":
+        path = chosen(at(model._module, stack.base), stack.family.norm)  # type: ignore[arg-type]
+        if path is None:
+            raise errors.no_such_name(f"{model._path}.ln_final", "this model ends without a norm")
+        return below(model, stack.path(path))
+    getter = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}[name]
+    method: Callable[[], Module | None] | None = getattr(model._module, getter, None)
+    module = method() if method is not None else None
+    if module is None:
+        raise errors.no_such_name(f"{model._path}.{name}", "this model was opened without one")
+    return model._node_of(module)
+
+
+def _layers(model: Any, stack: Stack) -> Layers:
+    return seen_as(below(model, stack.path(stack.family.layers)), Layers, stack)
+
+
+NAMES = frozenset({"layers", "ln_final", "lm_head", "embed_tokens", "encoder", "decoder"})
+"""What `lookup` knows."""
+
+
+# --- nodes with further names ---------------------------------------------------------------------
+
+
+def below(node: Any, path: str) -> Any:
+    """The node at a path of modules' own names; a standard name would lead here again."""
+    for name in path.split(".") if path else ():
+        node = node._child(name)
+    return node
+
+
+def seen_as(node: Any, kind: type, stack: Stack, role: str = "") -> Any:
+    """`node` as an object of class `kind`: it has the same state, and is equal to it."""
+    other = object.__new__(_with(kind, type(node)))
+    fields = node.__dict__
+    fields["_stack"] = stack
+    if role:
+        fields["_role"] = role
+    object.__setattr__(other, "__dict__", fields)
+    return other
+
+
+@functools.lru_cache(maxsize=256)
+def _with(kind: type, own: type) -> type:
+    """`kind`, with what the class that a user gave to the node adds."""
+    if issubclass(kind, own):
+        return kind
+    return own if issubclass(own, kind) else type(kind.__name__, (kind, own), {})
+
+
+class Named(Envoy):
+    """An envoy with standard names."""
+
+    _stack: Stack
+
+    def _spot(self, name: str) -> Spot:
+        raise NotImplementedError
+
+    def _value(self, name: str, path: str, kind: str, **options: Any) -> Value:
+        return Value(self._called(name), Location(below(self, path), kind), **options)
+
+    def _called(self, name: str) -> str:
+        """How a value of this node is called by standard names."""
+        stack = self._stack
+        start = f"{self._path.partition('.')[0]}.{stack.path(stack.family.layers)}."
+        index, _, _ = self._path.removeprefix(start).partition(".")
+        return f"{stack.name}[{index}].{name}"
+
+
+class Half(Named):
+    """The encoder or the decoder of a model that has both."""
+
+    @property
+    def layers(self) -> Layers:
+        """The layers of this stack."""
+        stack = self._stack
+        return seen_as(below(self, stack.family.layers.rpartition(".")[2]), Layers, stack)
+
+    @property
+    def ln_final(self) -> Any:
+        """The norm after the last layer."""
+        own = stack_norm = self._stack.family.norm.rpartition(".")[2]
+        if not stack_norm or own not in self._module._modules:
+            raise errors.no_such_name(f"{self._path}.ln_final", "this stack ends without a norm")
+        return self._child(own)
+
+
+class Layers(Named):
+    """The layers of a stack."""
+
+    def _child(self, name: str) -> Any:
+        node = super()._child(name)
+        return None if node is None else seen_as(node, Layer, self._stack)
+
+
+class Layer(Named):
+    """A layer under its standard names. What it has under its own is there too.
+
+    The values are read and assigned inside a trace. Rows are those of the block, tokens those of
+    the forward: in a generation the new ones.
+    """
+
+    resid_pre = Point("rows, tokens, width", "The residual stream that the layer is given.")
+    resid_mid = Point("rows, tokens, width", "The stream between attention and MLP.")
+    resid_post = Point("rows, tokens, width", "The residual stream that the layer gives on.")
+
+    @property
+    def attn(self) -> Attention:
+        """The attention of the layer."""
+        return self._part(self._stack.family.attn, "attn")
+
+    self_attn = attn
+
+    @property
+    def cross_attn(self) -> Attention:
+        """The attention of a decoder's layer to what the encoder gives."""
+        return self._part(self._stack.family.cross, "cross_attn")
+
+    @property
+    def mlp(self) -> Any:
+        """The MLP of the layer, or its mixture of experts."""
+        family = self._stack.family
+        if not family.mlp and not family.down:
+            raise self._lacks("mlp", family.mlp)
+        if not family.mlp:
+            return LooseMLP(self)
+        path = chosen(self._module, family.mlp)
+        if path is None:
+            raise self._lacks("mlp", family.mlp)
+        return seen_as(below(self, path), MLP, self._stack)
+
+    @property
+    def router(self) -> Router:
+        """What chooses among the experts of the layer."""
+        path = chosen(self._module, self._stack.family.router)
+        if path is None:
+            raise self._lacks("router", self._stack.family.router)
+        return seen_as(below(self, path), Router, self._stack)
+
+    def _part(self, path: str, name: str) -> Attention:
+        found = chosen(self._module, path)
+        if found is None:
+            raise self._lacks(name, path)
+        return seen_as(below(self, found), Attention, self._stack, name)
+
+    def _lacks(self, name: str, path: str) -> AttributeError:
+        stack = self._stack
+        layers = at(self._tree.root, stack.path(stack.family.layers)) if path else None
+        others = (
+            []
+            if layers is None
+            else [i for i, m in enumerate(layers.children()) if chosen(m, path)]
+        )
+        kind = type(self._module).__name__
+        return errors.lacking(self._called(name), kind, stack.name, others)
+
+    def _spot(self, name: str) -> Spot:
+        if name == "resid_pre":
+            return self._value(name, "", INPUT)
+        if name == "resid_post":
+            return self._value(name, "", OUTPUT)
+        mid = self._stack.family.mid
+        if not mid:
+            raise errors.no_mid(self._called(name), self._stack.family.order, self._stack.known)
+        path, _, kind = mid.rpartition(".")
+        if kind == INPUT:  # the stream goes past the module too, as the same tensor
+            return self._value(name, path, INPUT, look=by_row, in_place=True)
+        return self._value(name, path, OUTPUT)
+
+
+class Attention(Named):
+    """The attention of a layer under its standard names."""
+
+    q = Point("rows, tokens, heads, width of a head", "What the query projection gives.")
+    k = Point("rows, tokens, key heads, width of a head", "What the key projection gives.")
+    v = Point("rows, tokens, key heads, width of a head", "What the value projection gives.")
+    q_rot = Point("rows, tokens, heads, width of a head", "The queries as they are compared.")
+    k_rot = Point("rows, seen tokens, key heads, width of a head", "The keys as they are compared.")
+    pattern = Point("rows, heads, tokens, seen tokens", "How much each token looks at each.")
+    z = Point("rows, tokens, heads, width of a head", "What each head gives to the projection.")
+    out = Point("rows, tokens, width", "What the output projection gives.")
+
+    def _spot(self, name: str) -> Spot:
+        family, called = self._stack.family, self._called(f"{self._role}.{name}")
+        if name in ("pattern", "q_rot", "k_rot"):
+            if name == "pattern" and family.pattern:
+                path, _, kind = family.pattern.rpartition(".")
+                return Value(called, Location(below(self, path), kind), guarded=True)
+            node = below(self, family.kernel)
+            if name == "pattern":
+                return pattern_of(node, called)
+            return turned_of(node, called, int(name == "k_rot"))
+        if name in ("z", "out"):
+            path = self._path_of(family.out, called)
+            if name == "out":
+                return Value(called, Location(below(self, path), OUTPUT))
+            return Value(
+                called, Location(below(self, path), INPUT), look=heads(self._width(called))
+            )
+        path = self._path_of(getattr(family, name), called)
+        meetable(below(self, family.kernel))  # the pattern may be asked for next
+        return Value(called, Location(below(self, path), OUTPUT), look=self._look(name, called))
+
+    _role = "attn"
+
+    def _path_of(self, path: str, called: str) -> str:
+        found = chosen(self._module, path)
+        if found is None:
+            raise errors.no_such_name(called, f"{type(self._module).__name__} has no such module")
+        return found
+
+    def _width(self, called: str) -> int:
+        if not self._stack.width:
+            raise errors.no_such_name(called, "the config does not say how many heads there are")
+        return self._stack.width
+
+    def _look(self, name: str, called: str) -> Look:
+        stack, which, width = self._stack, "qkv".index(name), self._width(called)
+        if stack.family.joined == BLOCKS:
+            return block(which, stack.heads, width)
+        if stack.family.joined == BY_HEAD:
+            return of_each_head(which, width)
+        if stack.family.joined == BY_GROUP:
+            return of_each_group(which, stack.heads, stack.groups, width)
+        return heads(width)
+
+
+class MLP(Named):
+    """The MLP of a layer under its standard names."""
+
+    act = Point("rows, tokens, width of the MLP", "The activations, as they go into the last step.")
+    out = Point("rows, tokens, width", "What the MLP gives.")
+
+    def _spot(self, name: str) -> Spot:
+        path = chosen(self._module, self._stack.family.down)
+        if path is None and name == "out":  # experts give it together
+            return self._value("mlp.out", "", OUTPUT)
+        if path is None:
+            kind = type(self._module).__name__
+            raise errors.no_such_name(self._called("mlp.act"), f"{kind} has one for each expert")
+        if name == "out":
+            return self._value("mlp.out", path, OUTPUT, look=by_row)
+        return self._value("mlp.act", path, INPUT, look=by_row)
+
+
+class LooseMLP:
+    """The MLP of a layer that keeps its parts on itself: the standard names alone."""
+
+    act, out = MLP.act, MLP.out
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def _spot(self, name: str) -> Spot:
+        return MLP._spot(self._layer, name)  # type: ignore[arg-type] # a `Named` is all it needs
+
+    def __getattr__(self, name: str) -> Any:
+        layer = self._layer
+        kind, down = type(layer._module).__name__, layer._stack.family.down
+        reason = f"{kind} has no module for its MLP: it keeps `{down}` and the rest on itself"
+        raise errors.no_such_name(f"{layer._called('mlp')}.{name}", reason)
+
+
+class Router(Named):
+    """What chooses among the experts of a layer, under its standard names."""
+
+    probs = Point("rows, tokens, experts", "With which probabilities experts are chosen.")
+
+    def _spot(self, name: str) -> Spot:
+        above = self.parent
+        return probabilities_of(self, above, self._called("router.probs"))

@@ -1,0 +1,284 @@
+"""The standard names with every verb: invokes, steps, edits, gradients, caches; two real models."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tests.behaviour.test_minilm import SENTENCES, _folder
+from tests.conftest import hooks_on
+
+from nnsight import LanguageModel
+from nnsight.toolbox.facts import fact_pairs, facts_folder
+
+PROMPT = "The Eiffel Tower is in the city of"
+OTHER = "The Colosseum is in the city of"
+
+
+@pytest.fixture(scope="module")
+def facts() -> LanguageModel:
+    return LanguageModel(facts_folder(), dispatch=True)
+
+
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def minilm(request) -> LanguageModel:
+    return LanguageModel(
+        _folder(), automodel="AutoModel", attn_implementation=request.param, dispatch=True
+    )
+
+
+# --- the real MiniLM ------------------------------------------------------------------------------
+
+
+def test_every_resid_post_is_the_hidden_state_of_transformers(minilm):
+    inputs = dict(minilm.tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        expected = minilm._module(**inputs, output_hidden_states=True).hidden_states
+        with minilm.trace(SENTENCES):
+            pre = minilm.layers[0].resid_pre.save()
+            states = [layer.resid_post for layer in minilm.layers].save()
+    assert torch.equal(pre, expected[0]) and len(states) == 6
+    for state, wanted in zip(states, expected[1:], strict=True):
+        assert torch.equal(state, wanted)
+
+
+def test_every_pattern_is_the_attention_of_transformers(minilm):
+    inputs = dict(minilm.tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    eager = copy.deepcopy(minilm._module)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = eager(**inputs, output_attentions=True).attentions
+        with minilm.trace(SENTENCES):
+            patterns = [layer.attn.pattern for layer in minilm.layers].save()
+    exact = minilm._module.config._attn_implementation == "eager"
+    for pattern, wanted in zip(patterns, expected, strict=True):
+        assert torch.equal(pattern, wanted) or not exact
+        torch.testing.assert_close(pattern, wanted, atol=1e-6, rtol=1e-5)
+    assert patterns[0].shape == (2, 12, *[inputs["input_ids"].shape[1]] * 2)
+
+
+def test_the_names_of_minilm_are_what_they_say(minilm):
+    text = str(minilm.check_names())
+    assert "attn.pattern" in text and "not in this model" in text
+
+
+# --- the facts model ------------------------------------------------------------------------------
+
+
+def test_patching_resid_post_moves_the_answer_to_the_other_city(facts):
+    moved = 0
+    for pair in fact_pairs()[:6]:
+        clean, corrupted = (facts.tokenizer(p)["input_ids"] for p in (pair.clean, pair.corrupted))
+        subject = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
+        with torch.no_grad(), facts.trace() as tracer:
+            with tracer.invoke(pair.corrupted):
+                source = facts.layers[1].resid_post
+            with tracer.invoke(pair.clean):
+                facts.layers[1].resid_post[:, subject] = source[:, subject]
+                answer = facts.lm_head.output[0, -1].argmax().item().save()
+        moved += facts.tokenizer.decode([answer]) == pair.corrupted_answer
+    assert moved == 6
+
+
+@torch.no_grad()
+def test_each_invoke_has_its_own_rows_of_each_name(facts):
+    alone = {}
+    for prompt in (PROMPT, OTHER):
+        with facts.trace(prompt):
+            layer = facts.layers[2]
+            q = layer.attn.q.save()
+            pattern = layer.attn.pattern.save()
+            z = layer.attn.z.save()
+            mid = layer.resid_mid.save()
+            act = layer.mlp.act.save()
+        alone[prompt] = (q, pattern, z, mid, act)
+    rows = []
+    with facts.trace() as tracer:
+        for prompt in (PROMPT, OTHER):
+            with tracer.invoke(prompt):
+                layer = facts.layers[2]
+                rows.append(
+                    (layer.attn.q, layer.attn.pattern, layer.attn.z, layer.resid_mid, layer.mlp.act)
+                )
+    for prompt, found in zip((PROMPT, OTHER), rows, strict=True):
+        for index, (own, wanted) in enumerate(zip(found, alone[prompt], strict=True)):
+            tokens = wanted.shape[-1] if index == 1 else wanted.shape[1]
+            if index == 1:
+                own = own[:, :, -tokens:, -tokens:]
+            else:
+                own = own[:, -tokens:]
+            torch.testing.assert_close(own, wanted, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_change_in_one_invoke_leaves_the_rows_of_the_other(facts):
+    with facts.trace(PROMPT):
+        plain = facts.output.logits.save()
+    with facts.trace(PROMPT):
+        facts.layers[2].attn.z[:, :, 1] = 0
+        facts.layers[3].resid_mid *= 1.5
+        solo = facts.output.logits.save()
+    with facts.trace() as tracer:
+        with tracer.invoke(PROMPT):
+            facts.layers[2].attn.z[:, :, 1] = 0
+            facts.layers[3].resid_mid *= 1.5
+            changed = facts.output.logits.save()
+        with tracer.invoke(PROMPT):
+            untouched = facts.output.logits.save()
+    torch.testing.assert_close(changed, solo, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(untouched, plain, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(changed, untouched, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*never has these probabilities")
+def test_a_changed_pattern_of_one_invoke(facts):
+    with facts.trace(PROMPT):
+        plain = facts.output.logits.save()
+    with facts.trace() as tracer:
+        with tracer.invoke(PROMPT):
+            facts.layers[1].attn.pattern = 0
+            out = facts.layers[1].attn.out.save()
+        with tracer.invoke(PROMPT):
+            untouched = facts.output.logits.save()
+    bias = facts.layers[1].attn.c_proj._module.bias
+    torch.testing.assert_close(out, bias.expand_as(out))
+    torch.testing.assert_close(untouched, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_switched_kernel_is_told_of_once_and_at_the_line():
+    model = LanguageModel(facts_folder(), dispatch=True)
+    for time in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with torch.no_grad(), model.trace(PROMPT):
+                model.layers[1].attn.pattern[:, 0] = 0  # here
+        if time == 0:
+            assert [w.filename for w in told] == [__file__]
+            line = Path(__file__).read_text().splitlines()[told[0].lineno - 1]
+            assert line.endswith("# here")
+            assert "`model.layers[1].attn.pattern`" in str(told[0].message)
+    assert not told
+
+
+@torch.no_grad()
+def test_in_every_step_of_a_generation(facts):
+    with facts.generate(PROMPT, max_new_tokens=3, do_sample=False) as tracer:
+        shapes, patterns = [].save(), [].save()
+        for _ in tracer.iter[:]:
+            attention = facts.layers[1].attn
+            shapes.append(tuple(attention.q.shape[:3]))
+            patterns.append(attention.pattern.clone())
+            facts.layers[4].resid_post[:, -1] += 0.0
+    length = len(facts.tokenizer(PROMPT)["input_ids"])
+    assert shapes == [(1, length, 4), (1, 1, 4), (1, 1, 4)]
+    assert [p.shape[-1] for p in patterns] == [length, length + 1, length + 2]
+    for pattern in patterns:
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]))
+
+
+@torch.no_grad()
+def test_head_ablation_in_every_step_is_that_of_a_hook(facts):
+    module = facts._module
+
+    def head(m, args):
+        merged = args[0].clone()
+        merged[..., 22:44] = 0
+        return (merged,)
+
+    handle = module.transformer.h[3].attn.c_proj.register_forward_pre_hook(head)
+    inputs = facts.tokenizer(PROMPT, return_tensors="pt")
+    expected = module.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    handle.remove()
+    with facts.generate(PROMPT, max_new_tokens=4, do_sample=False) as tracer:
+        for _ in tracer.iter[:]:
+            facts.layers[3].attn.z[:, :, 1] = 0
+        result = tracer.result.save()
+    assert torch.equal(result, expected)
+
+
+@torch.no_grad()
+def test_in_an_edit(facts):
+    with facts.trace(PROMPT):
+        facts.layers[2].attn.z[:, :, 0] = 0
+        expected = facts.output.logits.save()
+    with facts.edit() as edited:
+        edited.layers[2].attn.z[:, :, 0] = 0
+    with edited.trace(PROMPT):
+        found = edited.output.logits.save()
+    with facts.trace(PROMPT):
+        plain = facts.output.logits.save()
+    assert torch.equal(found, expected) and not torch.equal(found, plain)
+
+
+@torch.no_grad()
+def test_a_cache_takes_them_for_modules(facts):
+    with facts.trace(PROMPT) as tracer:
+        cache = tracer.cache(modules=[facts.layers[2], facts.layers[2].attn])
+        hidden = facts.layers[2].resid_post.save()
+    assert torch.equal(cache["model.transformer.h.2"].output, hidden)
+    assert len(cache) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*never has these probabilities")
+def test_gradients_of_every_name_are_those_of_a_small_step(facts):
+    names = ("resid_pre", "attn.q", "attn.v", "attn.pattern", "attn.z", "attn.out", "resid_mid")
+    names = (*names, "mlp.act", "mlp.out", "resid_post")
+
+    def owner(name):
+        layer = facts.layers[2]
+        part, _, last = name.rpartition(".")
+        return (getattr(layer, part) if part else layer), last
+
+    for name in names:
+        with facts.trace(PROMPT):
+            holder, last = owner(name)
+            value = getattr(holder, last)
+            score = facts.output.logits[0, -1, 7]
+            with score.backward():
+                gradient = value.grad.save()
+        direction = torch.randn(gradient.shape)
+        scores = []
+        for size in (1e-2, -1e-2):
+            with torch.no_grad(), facts.trace(PROMPT):
+                holder, last = owner(name)
+                setattr(holder, last, getattr(holder, last) + size * direction)
+                scores.append(facts.output.logits[0, -1, 7].item())
+        slope = (scores[0] - scores[1]) / 2e-2
+        expected = (gradient * direction).sum().item()
+        assert slope == pytest.approx(expected, rel=3e-2, abs=3e-2), name
+    facts._module.zero_grad()
+
+
+def test_changes_in_place_keep_gradients(facts):
+    with facts.trace(PROMPT):
+        attention = facts.layers[2].attn
+        before = attention.z
+        attention.z[:, :, 1] = 0
+        act = facts.layers[2].mlp.act
+        act[..., :5] = 0
+        score = facts.output.logits[0, -1, 7]
+        with score.backward():
+            gradient = before.grad.save()
+    assert gradient.shape == (1, 8, 4, 22)
+    facts._module.zero_grad()
+
+
+def test_a_learned_steering_vector_gets_a_gradient(facts):
+    vector = torch.zeros(88, requires_grad=True)
+    with facts.trace(PROMPT):
+        facts.layers[2].resid_mid += vector
+        loss = facts.output.logits[0, -1, 7]
+        loss.backward()
+    assert vector.grad is not None and vector.grad.norm() > 0
+    facts._module.zero_grad()
+
+
+def test_wrapping_does_nothing_for_them(facts):
+    model = LanguageModel(facts._module, tokenizer=facts.tokenizer)
+    assert model.tree.memory == {}
+    assert model.layers[0] == model.transformer.h[0]
+    assert hooks_on(facts._module) == []
