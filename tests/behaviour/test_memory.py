@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
+from tests.behaviour.leaks import keeps_nothing
 from tests.behaviour.small import Network
 
 from nnsight import Envoy, NNsight, OutOfOrderError, eproperty
-
-TRACES = 200
 
 
 def reads(model, x):
@@ -293,25 +292,15 @@ KINDS = [
 ]
 
 
-def count_tensors() -> int:
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_traces_leave_nothing(kind):
     network = Network()
     model, x = NNsight(network), torch.rand(2, 4)
-    kind(model, x)  # the first run learns the model, and starts the threads
-    gc.collect()
+    keeps_nothing(partial(kind, model, x), network)
+    gone = weakref.ref(network)
     gc.disable()
     try:
-        tensors, threads = count_tensors(), threading.active_count()
-        for _ in range(TRACES):
-            kind(model, x)
-        assert count_tensors() == tensors
-        assert threading.active_count() <= threads
-        alive = weakref.ref(network)
         del model, network
-        assert alive() is None
+        assert gone() is None
     finally:
         gc.enable()

@@ -186,6 +186,20 @@ def test_skip_and_stop_in_an_edit(model):
     assert torch.equal(hidden, raw(model))
 
 
+def test_an_invoke_skips_what_an_edit_skips(model):
+    """The later one has the say, for its rows: as where the invoke is traced alone."""
+    with model.edit() as edited:
+        model.second.skip(model.second.input * 2)
+    with edited.trace() as tracer:
+        with tracer.invoke(X):
+            others = model.second.output.save()
+        with tracer.invoke(X):
+            model.second.skip(model.second.input * 3)
+            own = model.second.output.save()
+    given = model._module.first(X).relu()
+    assert torch.equal(others, given * 2) and torch.equal(own, given * 3)
+
+
 def test_a_function_for_a_block(model):
     def double(tracer, model):
         model.first.output = model.first.output * 2

@@ -75,6 +75,7 @@ class Visit:
             self._hand(worker, request.value)
         elif request.action == GATE:
             self.batch.check_skip(self.value, worker.rows, request.value, self.location)
+            self.skips.pop(worker.rows, None)  # the last one counts, and comes last
             self.skips[worker.rows] = request.value
         return None
 
@@ -124,19 +125,27 @@ def outcome(
     """What a module gives when blocks skip it: their values, and for the other rows its own.
 
     Args:
+        skips: the values by rows, in the order in which they were given: a later one has the say.
         away: holds the rows that skip it while it is called for the others.
     """
-    whole = [value for rows, value in skips.items() if rows is None or not batch.split]
-    if whole:
-        return whole[-1]
-    parts = [(rows, value) for rows, value in skips.items() if rows is not None]
-    if sum(rows.size for rows, _ in parts) == batch.total:
+    given = list(skips.items())
+    whole = [n for n, (rows, _) in enumerate(given) if rows is None or not batch.split]
+    parts = [
+        (rows, value) for rows, value in given[max(whole, default=-1) + 1 :] if rows is not None
+    ]
+    if not whole and sum(rows.size for rows, _ in parts) == batch.total:
         return assemble(parts, location)
-    away += (rows for rows, _ in parts)
-    try:
-        result = call()
-    finally:
-        del away[len(away) - len(parts) :]
+    result = given[whole[-1]][1] if whole else _for_the_others(parts, away, call)
     for rows, value in parts:
         result = batch.widen(result, rows, value, Location(location.owner, SKIP))
     return result
+
+
+def _for_the_others(
+    parts: list[tuple[Rows, Any]], away: list[Rows], call: Callable[[], Any]
+) -> Any:
+    away += (rows for rows, _ in parts)
+    try:
+        return call()
+    finally:
+        del away[len(away) - len(parts) :]

@@ -43,6 +43,13 @@ class Invoke(Tracer):
         if take is not None:
             take(self)
 
+    def let_go(self) -> None:
+        """The trace is over: the names of the block, this one after `as` among them, live no more.
+
+        `inputs` stay: they are what the user gave.
+        """
+        self.block_scope = self.state = None
+
     def hand_back(self, outermost: bool) -> None:
         """Nothing yet: the block has not run."""
 

@@ -86,6 +86,7 @@ class Trace(Tracer):
         backend: Backend | None = None,
     ) -> None:
         super().__init__(backend)
+        # for good: after `with model.trace(x) as model:` only the tracer knows the model
         self.model = model
         self.given = given
         self.fn = fn
@@ -355,6 +356,8 @@ class Trace(Tracer):
     def release(self) -> None:
         super().release()
         self._ended = True
+        for invoke in self.invokes:
+            invoke.let_go()
         self.invokes, self.openings = [], []
         self.given = Inputs()
 

@@ -97,10 +97,14 @@ class Oracle(Shared):
             skips = self.offer_visit((module, "skip"), None).skips
             if not skips:
                 return forward(*args, **kwargs)
-            whole = [value for block, value in skips.values() if not self._narrows(block)]
-            if whole:
-                return whole[-1]
-            parts = sorted(skips.values(), key=lambda pair: pair[0].rows.start)  # type: ignore
+            given = list(skips.values())  # in the order in which they were asked for
+            whole = [n for n, (block, _) in enumerate(given) if not self._narrows(block)]
+            if whole:  # and after it, what blocks give for rows of their own
+                result = given[whole[-1]][1]
+                for block, value in given[whole[-1] + 1 :]:
+                    result = self.put(result, block, value)
+                return result
+            parts = sorted(given, key=lambda pair: pair[0].rows.start)  # type: ignore
             if sum(block.rows.stop - block.rows.start for block, _ in parts) == self.total:  # type: ignore
                 return rows.joined([value for _, value in parts])
             self.away += [block.index for block, _ in parts]  # what runs now is nothing to them
@@ -184,6 +188,7 @@ class Oracle(Shared):
             if self._narrows(block) and rows.members(request[2]):
                 visit.own[block.index] = request[2], visit.value
         else:
+            visit.skips.pop(block.index, None)
             visit.skips[block.index] = block, request[2]
         return None
 
