@@ -262,7 +262,67 @@ def operations_inside(model, x):
     return out
 
 
+def gradients(model, x):
+    with model.trace(x):
+        hidden = model.first.output
+        with model.output.sum().backward():
+            grad = hidden.grad.save()
+            hidden.grad = grad * 2
+    return grad
+
+
+def gradients_of_invokes(model, x):
+    grads = []
+    with model.trace() as tracer:
+        for factor in (1, 2):
+            with tracer.invoke(x):
+                hidden = model.first.output
+                with (factor * model.output.sum()).backward():
+                    grads.append(hidden.grad)
+    return grads
+
+
+def backward_fails(model, x):
+    with contextlib.suppress(ZeroDivisionError), model.trace(x):
+        hidden = model.first.output
+        with model.output.sum().backward():
+            hidden.grad.sum() / (1 // 0)
+
+
+def stops_in_a_backward(model, x):
+    with model.trace(x) as tracer:
+        hidden = model.first.output
+        with model.output.sum().backward():
+            grad = hidden.grad.save()
+            tracer.stop()
+    return grad
+
+
+def steps(model, x):
+    with model.trace(x, fn=lambda x: [model._module(x) for _ in range(3)]) as tracer:
+        states = [].save()
+        for step in tracer.iter[:]:
+            states.append(model.first.output)
+            if step == 1:
+                model.second.output[:] = 0
+        tracer.result.save()
+    return states
+
+
+def steps_fail(model, x):
+    with contextlib.suppress(ZeroDivisionError):
+        with model.trace(x, fn=lambda x: [model._module(x) for _ in range(3)]) as tracer:
+            for step in tracer.iter[:]:
+                model.first.output.sum() / (1 // (1 - step))
+
+
 KINDS = [
+    gradients,
+    gradients_of_invokes,
+    backward_fails,
+    stops_in_a_backward,
+    steps,
+    steps_fail,
     operations,
     operations_inside,
     edits,
