@@ -33,7 +33,7 @@ def model() -> NNsight:
 
 
 def test_a_value_saved_before_a_change_in_place(model):
-    """The name is of the value that was changed: the warning says so, and a clone is the old one."""
+    """The name is of the value that was changed: the warning says so, and a clone keeps the old."""
     network = model._module
     with pytest.warns(
         UserWarning, match=r"`before` was changed in place after it was saved.*clone"
