@@ -63,7 +63,7 @@ def check(path: Path) -> tuple[int, list[str]]:
     text = path.read_text("utf-8")
     wanted: dict[Place, str] = {}
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.With):
+        if isinstance(node, (ast.With, ast.AsyncWith)):
             for item in range(len(node.items)):
                 wanted[node.lineno, node.col_offset, item] = ast.dump(node, include_attributes=True)
     found: set[Place] = set()

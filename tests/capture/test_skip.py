@@ -64,7 +64,7 @@ def test_where_a_target_is_bound(target: str, layout: str, where: str):
     line = f"with m as {target}:{' ' if layout == 'one line' else chr(10) + '        '}BODY.x()"
     code = _code(line) if where == "module" else _function(f"def f(d, o, k, m):\n    {line}\n")
     (entry,) = instructions.entries(code)
-    assert _name_at(code, instructions.past_target(code, instructions.after(entry))) == "BODY"
+    assert _name_at(code, instructions.past_target(code, instructions.after(code, entry))) == "BODY"
 
 
 @pytest.mark.parametrize("target", ["d[a if b else c]", "d[a or b]", "(x, d[a and b])"])

@@ -37,6 +37,18 @@ def told(report) -> list[tuple[str, str, str]]:
 # --- what it says ---------------------------------------------------------------------------------
 
 
+def test_a_run_that_an_error_ended():
+    model = NNsight(nn.Linear(4, 4))
+    with pytest.raises(ZeroDivisionError):
+        with model.trace(torch.ones(1, 4)) as tracer:
+            model.input
+            1 / 0
+    assert tracer.report().error == "ZeroDivisionError"
+    assert tracer.report().summary == [
+        "An error ended the run (ZeroDivisionError): what comes after is not here."
+    ]
+
+
 def test_everything_that_blocks_do_in_the_order_in_which_it_happens(model):
     with model.trace() as tracer:
         with tracer.invoke(X):

@@ -22,6 +22,7 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import TypeVar
 
+from nnsight.capture import errors
 from nnsight.capture.names import Names, mangled, names_of, words
 from nnsight.capture.refuse import refuse
 from nnsight.capture.rewrite import AWAIT, GRADIENT, HELPER, SAVE, TRACER, Rewrite, Sharing, load
@@ -250,7 +251,11 @@ def _statements(site: Site, wrapped: bool) -> tuple[list[ast.stmt], frozenset[st
     """What to run: bind the `as` target, enter the managers written after ours, then the body."""
     node = site.node
     body: list[ast.stmt] = node.body
-    if later := node.items[site.item + 1 :]:
+    later = node.items[site.item + 1 :]
+    if later and isinstance(node, ast.AsyncWith):
+        at = later[0].context_expr
+        raise errors.illegal_statement("await", site.filename, at, site.lines[at.lineno - 1])
+    if later:
         body = [ast.copy_location(ast.With(later, body), node)]
     target = node.items[site.item].optional_vars
     if target is None or wrapped:

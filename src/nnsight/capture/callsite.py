@@ -10,7 +10,7 @@ import opcode
 import sys
 from types import CodeType, FrameType
 
-from nnsight.capture import traceback
+from nnsight.capture import instructions, traceback
 from nnsight.capture.frames import frame_at
 
 
@@ -31,7 +31,7 @@ def is_entered_at(caller: FrameType) -> bool:
     while frame is not None:
         name = _next(frame.f_code, frame.f_lasti)
         if name != "RETURN_VALUE":
-            return name in ("BEFORE_WITH", "SETUP_WITH", "LOAD_SPECIAL")
+            return name in (*instructions.ENTERS, "LOAD_SPECIAL")
         frame = frame.f_back
     return False
 

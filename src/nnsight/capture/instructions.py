@@ -23,7 +23,7 @@ def current(frame: FrameType) -> int:
 
 
 def enters(code: CodeType, offset: int) -> bool:
-    """Whether the instruction at `offset` calls a context manager's `__enter__`."""
+    """Whether the instruction at `offset` calls `__enter__` or `__aenter__` of a manager."""
     return _enters(code.co_code, offset)
 
 
@@ -31,18 +31,43 @@ def _enters(raw: bytes, offset: int) -> bool:
     name = opcode.opname[raw[offset]]
     if sys.version_info >= (3, 14):  # `with` looks `__enter__` up and calls it: two instructions
         return name == "CALL" and opcode.opname[raw[offset - 2]] == "LOAD_SPECIAL"
-    return name in ("BEFORE_WITH", "SETUP_WITH")
+    return name in ENTERS
 
 
-def after(offset: int) -> int:
-    """The offset of the instruction after the one at `offset` that enters a manager.
+ENTERS = ("BEFORE_WITH", "SETUP_WITH", "BEFORE_ASYNC_WITH")  # until 3.13
 
-    It binds the `as` target, or drops the value.
+
+def after(code: CodeType, offset: int) -> int:
+    """The offset of the instruction that comes when the one at `offset` has entered a manager.
+
+    It binds the `as` target, or drops the value. An `async with` awaits what it is given first.
     """
+    if awaits(code, offset):
+        return _awaited(code, offset)
     if sys.version_info >= (3, 14):
         caches = opcode._inline_cache_entries["CALL"]  # pyright: ignore
         return offset + 2 + 2 * caches
     return offset + 2
+
+
+def awaits(code: CodeType, offset: int) -> bool:
+    """Whether the instruction at `offset`, which enters a manager, is of an `async with`."""
+    raw = code.co_code
+    if sys.version_info >= (3, 14):  # LOAD_SPECIAL counts `__enter__`, `__exit__`, `__aenter__`
+        return raw[offset - 1] == 2
+    return opcode.opname[raw[offset]] == "BEFORE_ASYNC_WITH"
+
+
+def _awaited(code: CodeType, offset: int) -> int:
+    """The offset behind the loop that awaits what `__aenter__` returned."""
+    following = (i for i in dis.get_instructions(code) if i.offset > offset)
+    for instruction in following:
+        if instruction.opname == "SETUP_ASYNC_WITH":  # 3.10
+            return instruction.offset + 2
+        if instruction.opname == "SEND":
+            end: int = instruction.argval
+            return end + 2 if opcode.opname[code.co_code[end]] == "END_SEND" else end
+    raise errors.branching_target(code.co_filename, code.co_firstlineno)
 
 
 def entries(code: CodeType) -> list[int]:

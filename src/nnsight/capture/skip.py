@@ -93,7 +93,8 @@ def _skip_by_opcode_tracing(frame: FrameType, offset: int) -> Undo:
     def watch(where: FrameType, event: str, argument: Any) -> Any:
         if event == "opcode" and where.f_lasti == offset:
             raise SkipBody
-        if event in ("exception", "return"):  # a wrapper of ours failed: the body will not come
+        awaited = event == "exception" and argument[0] is StopIteration  # the end of an `await`
+        if event in ("exception", "return") and not awaited:  # a wrapper failed: no body will come
             restore()
             sys.settrace(displaced)
             own = where.f_trace
@@ -185,7 +186,7 @@ class _Monitor:
 
 
 def _bodies(code: CodeType) -> frozenset[int]:
-    starts = [instructions.after(entry) for entry in instructions.entries(code)]
+    starts = [instructions.after(code, entry) for entry in instructions.entries(code)]
     found = set(starts)
     for start in starts:
         with suppress(WithBlockNotFoundError):

@@ -26,14 +26,15 @@ from nnsight.capture import errors, instructions
 from nnsight.capture.percode import PerCode
 
 FUTURES = 0x1FE0000  # the compiler flags of `from __future__ import ...`
-_WITH = re.compile(r"\s*with\b")
+_WITH = re.compile(r"\s*(?:async\s+)?with\b")
+With = ast.With | ast.AsyncWith
 
 
 @dataclass(frozen=True)
 class Site:
     """One `with` statement of ours in one code object."""
 
-    node: ast.With  # with the file's own line and column numbers
+    node: With  # with the file's own line and column numbers
     item: int  # which of its items enters the trace
     filename: str
     lines: list[str]
@@ -221,30 +222,30 @@ def statement_at(lines: list[str], start: int, flags: int) -> ast.stmt | None:
     return None
 
 
-def _heads(node: ast.With, lineno: int) -> bool:
+def _heads(node: With, lineno: int) -> bool:
     """Whether `lineno` is in the header of `node`: where its managers are written."""
     last = node.items[-1].context_expr
     return node.lineno <= lineno <= (last.end_lineno or last.lineno)
 
 
-def _headed(nodes: Iterable[ast.AST], lineno: int) -> ast.With | None:
+def _headed(nodes: Iterable[ast.AST], lineno: int) -> With | None:
     """The `with` under `nodes` whose header stands at `lineno`."""
-    found = (node for root in nodes for node in ast.walk(root) if isinstance(node, ast.With))
+    found = (node for root in nodes for node in ast.walk(root) if isinstance(node, With))
     return next((node for node in found if _heads(node, lineno)), None)
 
 
-def _nearest(lines: list[str], lineno: int, flags: int) -> ast.With | None:
+def _nearest(lines: list[str], lineno: int, flags: int) -> With | None:
     """The `with` whose header stands at `lineno`, found from the text around it."""
     for start in range(lineno, 0, -1):
         if start <= len(lines) and _WITH.match(lines[start - 1]):
             node = statement_at(lines, start, flags)
-            if isinstance(node, ast.With) and _heads(node, lineno):
+            if isinstance(node, With) and _heads(node, lineno):
                 return node
     tree = _parse("".join(lines), "<block>", flags)
     return None if tree is None else _headed([tree], lineno)
 
 
-def read_again(site: Site, flags: int) -> ast.With:
+def read_again(site: Site, flags: int) -> With:
     """The `with` of a site as it was written: that of the site itself is changed by compiling it.
 
     Raises:
@@ -269,7 +270,7 @@ def _item_by_count(code: CodeType, offset: int, lineno: int, count: int) -> int:
     return entries.index(offset) % count
 
 
-def _item(node: ast.With, code: CodeType, offset: int, lineno: int) -> int | None:
+def _item(node: With, code: CodeType, offset: int, lineno: int) -> int | None:
     """Which item of `node` the instruction at `offset` enters; None if the text does not fit."""
     exact: tuple[int | None, ...] = (None,)
     if sys.version_info >= (3, 11):
@@ -294,13 +295,13 @@ def _locate(frame: FrameType) -> Site:
     item = None if node is None else _item(node, code, offset, lineno)
     if node is None or item is None:
         raise errors.source_changed(code.co_filename, lineno)
-    return Site(node, item, code.co_filename, lines, instructions.after(offset))
+    return Site(node, item, code.co_filename, lines, instructions.after(code, offset))
 
 
 # --- from a call of `__enter__` to its site -------------------------------------------------------
 
 
-def _yields_only(node: ast.With, item: int) -> bool:
+def _yields_only(node: With, item: int) -> bool:
     """Whether a generator's `with` only lends its place to the caller's block."""
     body = node.body
     return (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Token
 from dataclasses import dataclass
@@ -141,14 +141,47 @@ def _caller() -> FrameType:
     return frame
 
 
-class _Entrance:
-    """`__enter__` and `__exit__`, run from a frame at the line of the user's `with`."""
+Outcome = tuple[Any, "BaseException | None"]  # the value of a step, or its error
 
-    def __init__(self, step: Callable[..., tuple[Any, BaseException | None]]) -> None:
-        self.step = step
+
+def _as_it_is(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+def _to_await(outcome: Outcome) -> Outcome:
+    return _Awaitable(outcome[0]), outcome[1]
+
+
+class _Awaitable:
+    """What an `async with` awaits: the value, without a wait."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[None, None, Any]:
+        value, self._value = self._value, None
+        return value
+        yield
+
+
+class _Entrance:
+    """`__enter__` and `__exit__`, run from a frame at the line of the user's `with`.
+
+    Args:
+        step: what to do.
+        give: makes of its outcome what the interpreter is given: an awaitable, for `async with`.
+            (A variable for it in a frame that stays behind an error would keep that error alive.)
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Outcome],
+        give: Callable[[Outcome], Outcome] = _as_it_is,
+    ) -> None:
+        self.step, self.give = step, give
 
     def __get__(self, tracer: Any, owner: type) -> Callable[..., Any]:
-        caller, step = _caller(), self.step
+        caller, step, give = _caller(), self.step, self.give
         found: _Found | BaseException
         try:
             found = _find_again(tracer, caller)
@@ -158,10 +191,10 @@ class _Entrance:
             outer = caller.f_code
             code = _entrance(outer.co_filename, outer.co_name, span_of(caller))
 
-        def bound(*arguments: Any) -> tuple[Any, BaseException | None]:
+        def bound(*arguments: Any) -> Outcome:
             if tracer is None:  # `type(manager).__enter__(manager)`, as ExitStack calls it
-                return step(arguments[0], found, *arguments[1:])
-            return step(tracer, found, *arguments)
+                return give(step(arguments[0], found, *arguments[1:]))
+            return give(step(tracer, found, *arguments))
 
         return FunctionType(code, {**_GLOBALS, "step": bound})
 
@@ -245,10 +278,14 @@ class Tracer:
 
         def __enter__(self: T) -> T: ...
         def __exit__(self, *exception: object) -> None: ...
+        async def __aenter__(self: T) -> T: ...
+        async def __aexit__(self, *exception: object) -> None: ...
 
     else:
         __enter__ = _Entrance(_begin)
         __exit__ = _Entrance(_end)
+        __aenter__ = _Entrance(_begin, _to_await)
+        __aexit__ = _Entrance(_end, _to_await)
 
     def _take_target(self) -> None:
         """See that the names after `as` hold what they would hold in any `with`."""

@@ -65,6 +65,7 @@ class Journal:
     def __init__(self, blocks: Sequence[str]) -> None:
         self.events: list[Event] = []
         self.stopped = False
+        self.error: str = ""  # the kind of the error that ended the run
         self.blocks = blocks
         self._names: dict[Worker, str] = {}
         self._asked: dict[Worker, Event] = {}  # what each worker waits for

@@ -34,6 +34,7 @@ class Report:
     events: tuple[Event, ...]
     stopped: bool = False  # by `tracer.stop()`
     complete: bool = True  # False while the run goes on
+    error: str = ""  # the kind of the error that ended it
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
@@ -51,10 +52,12 @@ class Report:
         """What the rows come to, in sentences: first of all, why nothing changed."""
         lines = [_told(event) for event in self.events]
         found = list(dict.fromkeys(line for line in lines if line))
-        if not self.changes and self.complete:
+        if not self.changes and self.complete and not self.error:
             found.insert(0, _nothing(self.events))
         if self.stopped:
             found.append("`tracer.stop()` ended the run.")
+        if self.error:
+            found.append(f"An error ended the run ({self.error}): what comes after is not here.")
         if not self.complete:
             found.append("The run goes on: this is what happened until now.")
         return found

@@ -195,7 +195,7 @@ class Trace(Tracer):
         if here.worker is not None:  # what this block did since its last read
             journal.turned(here.worker)
         title = f"run of `{self.model.path}`, {len(journal.blocks)} block(s)"
-        return Report(title, tuple(journal.events), journal.stopped, over)
+        return Report(title, tuple(journal.events), journal.stopped, over, journal.error)
 
     def local(self) -> AbstractContextManager[None]:
         """Mark a part of a block that is to run here: of a block that runs here, any part."""
@@ -343,7 +343,9 @@ class Trace(Tracer):
 
         try:
             return run(model.tree, workers, batch, call, Location(self, RESULT), enter)
-        except (TypeError, RuntimeError) as error:
+        except BaseException as error:
+            if self.journal is not None:
+                self.journal.error = type(error).__name__
             if (text := errors.advice(error)) is not None:
                 traceback.note(error, text)
             raise
