@@ -14,7 +14,7 @@ import weakref
 
 import pytest
 import torch
-from tests.behaviour.fuzz.verbs.subjects import Stack
+from tests.behaviour.fuzz.verbs.subjects import Stack, gpt2
 from tests.behaviour.leaks import alive, keeps_nothing
 from torch import nn
 
@@ -335,6 +335,47 @@ def test_a_verb_keeps_nothing(kind, tmp_path):
         assert gone() is None
     finally:
         gc.enable()
+
+
+def generate_iter(model, x):
+    with model.generate(x, max_new_tokens=2) as tracer:
+        for _ in tracer.iter[:]:
+            hidden = model.transformer.h[0].output.save()
+        result = tracer.result.save()
+    return hidden, result
+
+
+def generate_all(model, x):
+    with model.generate(max_new_tokens=2) as tracer:
+        for _ in range(2):
+            with tracer.invoke(x):
+                for _ in tracer.all():
+                    model.transformer.h[1].mlp.output[:] = 0
+    return tracer
+
+
+def generate_next(model, x):
+    with model.generate(x, max_new_tokens=2):
+        one = model.lm_head.output.save()
+        two = model.lm_head.next().output.save()
+    return one, two
+
+
+def generate_stops(model, x):
+    with model.generate(x, max_new_tokens=2) as tracer:
+        token = model.generator.streamer.output.save()
+        tracer.stop()
+    return token
+
+
+@pytest.mark.parametrize(
+    "kind", [generate_iter, generate_all, generate_next, generate_stops], ids=lambda k: k.__name__
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_generation_keeps_nothing(kind):
+    subject = gpt2()
+    x = subject.inputs(torch.Generator())
+    keeps_nothing(functools.partial(kind, subject.envoy, x), subject.envoy._module)
 
 
 def test_a_tracer_that_lives_on_holds_its_model_and_nothing_of_the_run():
