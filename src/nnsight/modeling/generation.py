@@ -56,7 +56,11 @@ class BetweenSteps:
                 f"`{location}` is not there to be had: beam search chooses its tokens when it is "
                 "over. Read `tracer.result`."
             )
+        self._settle(run, location)
         run.visits.setdefault(location, run.between[location][0] + 1)
+
+    def _settle(self, run: Interleaver, location: Location) -> None:
+        """Make the value what it is now: of one that is worked out only if somebody asks."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class Streamer(BetweenSteps):
         The token of step n is the one that step n - 1 chose and step n reads. It is on the CPU.
         """
         return request.read(Location(self, OUTPUT))
+
+
+@dataclass(frozen=True)
+class Running(BetweenSteps):
+    """Which rows are still being written."""
+
+    def _settle(self, run: Interleaver, location: Location) -> None:
+        run.between[location][1].settle()
 
 
 @dataclass
@@ -117,7 +129,7 @@ class Generator:
 
 
 def _running(model: Any) -> Location:
-    return Location(BetweenSteps(model), "running")
+    return Location(Running(model), "running")
 
 
 def _refuse_unless_generating(run: Any, what: str) -> None:
@@ -161,29 +173,48 @@ class _Feed:
 class _Ends:
     """A criterion as transformers knows them, which ends nothing: it notes what the others end.
 
-    They are joined by `|`, one after the other, and this is the last of them.
+    They are joined by `|`, one after the other, and this is the last of them. What they end is put
+    together when somebody asks: until then a step costs next to nothing.
     """
 
     def __init__(self, run: Interleaver, model: Any, device: Any) -> None:
         self._run, self._location, self._device = run, _running(model), device
-        self._running: torch.Tensor | None = None
-        run.between[self._location] = -1, None
+        self._rows = 0
+        self._ended: list[torch.Tensor] = []  # at each step that is over
+        run.between[self._location] = -1, self
 
     def begin(self, rows: int) -> None:
         """The prompt is there: every row runs."""
-        if self._running is None:
-            self._running = torch.ones(rows, dtype=torch.bool, device=self._device)
-            _hand_out(self._run, self._location, self._running)
+        if not self._rows:
+            self._rows = rows
+            self._tell()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> _Ends:
         return self
 
-    def __ror__(self, ended: torch.Tensor) -> torch.Tensor:
-        if self._running is not None:
-            self._running = self._running & ~ended
-            if self._running.any():  # another step begins
-                _hand_out(self._run, self._location, self._running)
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`ended | self`, which is `ended`. (A plain `__ror__` costs PyTorch an error first.)"""
+        ended, ends = args
+        ends._ended.append(ended)
+        ends._tell()
         return ended
+
+    def _tell(self) -> None:
+        if not self._run.watches(self._location):
+            return
+        self.settle()
+        _, running = self._run.between[self._location]
+        if running.any():  # another step begins
+            self._run.offer(self._location, running)
+
+    def settle(self) -> None:
+        """Bring what the run keeps up to the step that it is at."""
+        if self._rows:
+            running = torch.ones(self._rows, dtype=torch.bool, device=self._device)
+            for ended in self._ended:
+                running = running & ~ended
+            self._run.between[self._location] = len(self._ended), running
 
 
 def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
