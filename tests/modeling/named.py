@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -144,7 +145,9 @@ def module_of(family: str, attention: str | None = None) -> torch.nn.Module:
         torch.manual_seed(0)
         options = {} if attention is None else {"attn_implementation": attention}
         automodel = getattr(transformers, NAMED[family][2])
-        module = automodel.from_config(config_of(family), **options).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of transformers 4.57 about itself
+            module = automodel.from_config(config_of(family), **options).eval()
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if parameter.ndim > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from nnsight import LanguageModel, OutsideTraceError
 from tests.conftest import hooks_on
@@ -107,14 +108,15 @@ def no_gradients():
 @pytest.mark.parametrize("family", NAMED)
 def test_the_self_check_of_every_family_passes(family):
     model = model_of(family)
+    own = hooks_on(model._module)  # transformers leaves some of its own
     report = model.check_names()
     found = {finding.name: finding for finding in report.findings}
     assert found["resid_post"].layers == found["resid_pre"].layers >= 3
     if family != "mamba":
         assert found["attn.z"].checks and found["attn.out"].layers
-        assert found["attn.q"].checks == ("a head of it is that head's",)
+        assert found["attn.q"].checks == ("heads and width", "a head of it is that head's")
         assert "attn.pattern" not in str(report) or found["attn.v"].checks
-    assert hooks_on(model._module) == []
+    assert hooks_on(model._module) == own
 
 
 @pytest.mark.parametrize("family", [f for f in ONE_STACK if f != "mamba"])  # counts otherwise
@@ -321,7 +323,11 @@ def test_a_changed_pattern_mixes_the_values_anew(family):
 # --- what they are part of ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", DECODERS)
+OLD = transformers.__version__.startswith("4.")
+ASKS_FOR_NUMBERS = ("gpt2", "opt", "opt-post-norm", *EXPERTS) if OLD else ()  # no scan gets through
+
+
+@pytest.mark.parametrize("family", [f for f in DECODERS if f not in ASKS_FOR_NUMBERS])
 def test_a_model_without_weights_has_them_too(family):
     options = {"dtype": torch.bfloat16} if family in EXPERTS else {}  # fake grouped products
     model = LanguageModel(config_of(family), **options)
@@ -345,7 +351,7 @@ def test_the_originals_stay():
         block = model.layers[1].output.save()
         same = model.layers[1].resid_post.save()
     assert act.shape == (2, 7, 128)
-    assert block is same or torch.equal(block, same)
+    assert torch.equal(block[0] if isinstance(block, tuple) else block, same)
     assert model.layers[1] == model.transformer.h[1]
     assert model.layers[1].mlp.E_act._module is model._module.transformer.h[1].mlp.act
     assert model.layers[-1] == model.transformer.h[2] and len(model.layers) == 3

@@ -347,5 +347,46 @@ def names_missing(name: str, kind: str) -> NamesError:
     return NamesError(f"`{name}` leads nowhere: {kind} has no module for it. {_TABLE}")
 
 
+def names_unreadable(layer: str, name: str, before: str, error: Exception) -> NamesError:
+    after = f" after `{before}`" if before else ""
+    return NamesError(f"`{layer}.{name}` cannot be read{after}: {_first(error)} {_TABLE}")
+
+
 def no_layers(model: str) -> NoSuchName:
     return NoSuchName(f"`{model}` has no list of layers, so it has no standard names.")
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+def not_found(part: str, text: str) -> ValueError:
+    return ValueError(
+        f"{part!r} is not in {show(text)}. Upper and lower case count; `print(model.tokens(...))` "
+        "shows what the prompt becomes."
+    )
+
+
+def cut_off(part: str) -> ValueError:
+    return ValueError(f"{part!r} is in the text but not among the tokens: they were truncated.")
+
+
+def found_often(part: str, places: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{part!r} is in the text {len(places)} times, at positions {', '.join(places)}. Say "
+        "which, from 0: `find(part, which=0)`."
+    )
+
+
+def found_less(part: str, which: int, count: int) -> ValueError:
+    return ValueError(f"{part!r} is in the text {count} time(s), so there is no `which={which}`.")
+
+
+def which_row(count: int) -> ValueError:
+    return ValueError(
+        f"These are the tokens of {count} prompts. Say which is meant: `tokens[0].find(part)`, or "
+        "`tokens.find(part, row=0)`."
+    )
+
+
+def no_ids() -> ValueError:
+    return ValueError("These inputs hold no tokens: `tokens()` takes a prompt or token ids.")

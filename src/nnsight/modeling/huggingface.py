@@ -11,7 +11,8 @@ from nnsight.modeling import standard
 from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
-from nnsight.modeling.self_check import NamesReport, check_names
+from nnsight.modeling.names_report import NamesReport
+from nnsight.modeling.self_check import check_names
 
 
 class HuggingFaceModel(NNsight):
@@ -74,8 +75,8 @@ class HuggingFaceModel(NNsight):
         self._dispatched = not is_meta(module)
         self._checks_names = check_names
         super().__init__(module, path, rename=rename, envoys=envoys)
-        if check_names and self._dispatched:
-            self.check_names()
+        if type(self) is HuggingFaceModel:
+            self._opened()
         if import_edits:
             self.import_edits(None if import_edits is True else import_edits)
 
@@ -85,6 +86,11 @@ class HuggingFaceModel(NNsight):
             if found is not None:
                 return found
         return super().__getattr__(name)
+
+    def _opened(self) -> None:
+        """What is left to do when all of `__init__` is done; a subclass calls it at its end."""
+        if self._checks_names and self._dispatched:
+            self.check_names()
 
     def check_names(self) -> NamesReport:
         """Hold the standard names to what must be true of them, on a few tokens.
@@ -139,8 +145,7 @@ class HuggingFaceModel(NNsight):
             if self._dispatched:
                 return
             self._update(self._loader.weights())
-        if self._checks_names:
-            self.check_names()
+        self._opened()
 
     def _repoint(self, module: torch.nn.Module) -> None:
         super()._repoint(module)

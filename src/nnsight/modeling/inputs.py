@@ -72,6 +72,14 @@ def count_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return 0 if name is None else sum(map(len, _main_tensors(name, named[name])))
 
 
+def texts(args: tuple[Any, ...], kwargs: Mapping[str, Any], format: Format) -> list[str | None]:
+    """For each row of one invoke's inputs the text that it is read from, or None."""
+    prompt, _ = _split(args, kwargs)
+    if prompt is None:
+        return [None] * count_rows(args, kwargs)
+    return prompts.texts(prompt, format)
+
+
 def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the one call that runs all `inputs`.
 

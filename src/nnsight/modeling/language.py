@@ -14,13 +14,14 @@ from nnsight.capture.callsite import is_entered
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.modeling import errors, generation
+from nnsight.modeling import errors, generation, tokens
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format, format_of, is_causal
 from nnsight.modeling.generation import Generator
 from nnsight.modeling.huggingface import HuggingFaceModel
 from nnsight.modeling.keywords import warn_swallowed
 from nnsight.modeling.tokenizer import LazyTokenizer
+from nnsight.modeling.tokens import Tokens
 from nnsight.traces.invoke import Inputs
 
 
@@ -67,6 +68,7 @@ class LanguageModel(HuggingFaceModel):
         own = self._loader.tokenizer
         self._tokenizer = LazyTokenizer(tokenizer, own, tokenizer_kwargs, usual_side=side)
         self._known_format = None
+        self._opened()
 
     @property
     def tokenizer(self) -> Any:
@@ -142,6 +144,32 @@ class LanguageModel(HuggingFaceModel):
         if not traced and not self._batch_size(*inputs, **kwargs):
             raise errors.nothing_to_generate()
         return self.trace(*inputs, fn=generation.METHOD, trace=traced, **kwargs)
+
+    def tokens(self, *inputs: Any, **kwargs: Any) -> Tokens:
+        """The tokens that a prompt becomes, and where its words are among them.
+
+            where = model.tokens(prompt).find("Eiffel Tower")
+
+        Args:
+            *inputs: a prompt in any form that `trace` takes; several are padded as in a trace.
+            **kwargs: as for `trace`: `add_special_tokens`, `attention_mask`, ...
+
+        Returns:
+            What prints as a table: of each position the id, the token, its word, and whether the
+            tokenizer or padding added it. `find` and `positions` look for a part of the text.
+
+        Raises:
+            ValueError: there is no prompt; or as for `trace`.
+        """
+        format = self._format.of("__call__")
+        args, fields = reading.batch([Inputs(inputs, kwargs)], format)
+        fields = {"input_ids": args[0], **fields} if args else fields
+        if "input_ids" not in fields:
+            raise errors.no_ids()
+        if (tokenizer := self.tokenizer) is None:
+            raise errors.no_tokenizer()
+        texts = reading.texts(inputs, kwargs, format)
+        return tokens.read(fields, texts, tokenizer, format.side == "left")
 
     @property
     def generator(self) -> Generator:

@@ -57,6 +57,18 @@ def read(prompt: Any, format: Format, options: Options) -> Fields:
     return join(pieces, format, "item")
 
 
+def texts(prompt: Any, format: Format) -> list[str | None]:
+    """For each row of `prompt` the text that it is read from; None where it is ids already."""
+    found: list[str | None] = []
+    for atom in atoms(prompt):
+        kind = _kind(atom)
+        if kind is _CHAT:
+            found.append(_written_out(atom, format.tokenizer.get()))
+        else:
+            found += [atom] if kind is _TEXT else [None] * kind.rows(atom)
+    return found
+
+
 def tokenised(texts: Sequence[str], format: Format, options: Options) -> dict[str, list[list[int]]]:
     """What the tokenizer makes of each text, unpadded, as far as the model takes it."""
     tokenizer = format.tokenizer.get()

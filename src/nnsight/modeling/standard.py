@@ -94,8 +94,15 @@ def _stack(family: Family, base: str, module: Any, name: str) -> Stack:
     width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
     if not width and count:
         width = config.hidden_size // count  # type: ignore[union-attr] # it has heads
-    groups = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
-    return Stack(family, base, f"{name}.layers", count, width or 0, groups or count)
+    return Stack(family, base, f"{name}.layers", count, width or 0, _groups(config) or count)
+
+
+def _groups(config: Any) -> int | None:
+    """How many keys there are; None for one for each head."""
+    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads")
+    return next((count for name in names if (count := getattr(config, name, None))), None)
 
 
 def lookup(model: Any, name: str) -> Any:
