@@ -74,6 +74,12 @@ class Plain:
     def __exit__(self, *exception: object) -> bool:
         return False
 
+    async def __aenter__(self) -> Plain:
+        return self
+
+    async def __aexit__(self, *exception: object) -> bool:
+        return False
+
 
 # one name for all, for messages that have it
 for manager in (Captured, OnThread, Plain):

@@ -44,7 +44,7 @@ def no_text(construct: Construct, plain: Outcome, found: Outcome) -> str | None:
         return f"the traceback shows our frames: {found['ours']}"
     if found.get("error") == "WithBlockNotFoundError":
         return None if "model.run(x, fn)" in found["message"] else "no callable form is named"
-    before = construct.name in ("error_before_the_block", "async_with", "two_threads_at_once")
+    before = construct.name in ("error_before_the_block", "two_threads_at_once")
     return None if before else f"this ran: {found}"
 
 

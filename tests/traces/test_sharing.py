@@ -563,3 +563,23 @@ def test_blocks_that_wait_for_each_other_at_a_later_step(counter):
                     if step:
                         counter.late.output = one
                     two = counter.early.output  # noqa: F841
+
+
+def test_blocks_that_go_on_by_next_wait_for_the_value_of_their_step(counter):
+    with counter.trace(fn="roll") as tracer:
+        with tracer.invoke(ZERO):
+            value = counter.early.output.clone()
+            once = value + 10
+            value = counter.early.next().output.clone()
+            tracer.next()
+            value = counter.early.output.clone()
+        with tracer.invoke(HUNDRED):
+            seen = [value.item()].save()
+            counter.late.output.sum()
+            counter.next()
+            seen.append(value.item())
+            counter.late.output.sum()
+            seen.append(once.item())
+            counter.next()
+            seen.append(value.item())
+    assert seen == [0, 1, 10, 2]

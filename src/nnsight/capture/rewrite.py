@@ -96,7 +96,7 @@ class Sharing(ast.NodeTransformer):
     share without a name of their own: `sums["a"] += ...`, `self.n += ...`, a global.
 
     A loop tells which shared names its body binds, and each of them as it is bound: in a loop over
-    steps, a sibling waits for the value of its own step.
+    steps, a sibling waits for the value of its own step. So does a block that goes on by `.next()`.
     """
 
     def __init__(
@@ -109,13 +109,19 @@ class Sharing(ast.NodeTransformer):
         self.global_names = global_names
         self.in_class = in_class  # where a name of ours would become an attribute
         self.loops = 0  # how many loops deep
+        self.stepped: set[str] = set()  # names that are bound anew after a `.next()`
 
     def visit(self, node: ast.AST) -> Any:
         new = super().visit(node)
-        if not self.loops or self.in_class or not isinstance(node, _BINDING):
+        names = self.names if self.loops else self.stepped
+        if not names or self.in_class or not isinstance(node, _BINDING):
             return new
-        bound = names_of([node]).bound & self.names
-        return [*(new if isinstance(new, list) else [new]), *_tell("bound", bound, node)]
+        told = _tell("bound" if self.loops else "stepped", names_of([node]).bound & names, node)
+        return [*(new if isinstance(new, list) else [new]), *told]
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self.stepped = _bound_anew(node.body) & self.names
+        return self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> ast.AST:
         names = names_of(node.body).bound & self.names
@@ -198,6 +204,18 @@ class Sharing(ast.NodeTransformer):
 
 
 _BINDING = (ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+
+def _bound_anew(body: list[ast.stmt]) -> set[str]:
+    """Names that `body` binds more than once, and at least once after a `.next()`."""
+    seen, again, moved = set[str](), set[str](), False
+    for statement in body:
+        nodes = list(ast.walk(statement))
+        moved = moved or any(isinstance(n, ast.Attribute) and n.attr == "next" for n in nodes)
+        bound = set[str](names_of([statement]).bound)
+        again |= bound & seen if moved else set()
+        seen |= bound
+    return again
 
 
 def _tell(what: str, names: set[str], at: ast.AST) -> list[ast.stmt]:

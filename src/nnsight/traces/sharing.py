@@ -5,8 +5,9 @@ takes it from an invoke before it, waiting until that one has bound it; then fro
 was written; then from an invoke after it. A name that the blocks only ever update (`total += x`)
 is one variable for all of them.
 
-A name that a loop over steps binds has a value for each step. A block that is at a step itself
-waits for the value of that step; where the loop does not bind it then, or is over, the last stays.
+A name that a loop over steps binds has a value for each step, and so has one that is bound anew
+after a `.next()`. A block that is at a step itself waits for the value of that step; where the loop
+does not bind it then, or is over, the last stays.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ class Sibling:
         bound = self.loops.get(name)
         if step is None or bound is None:
             return True
-        return bound.step >= step or bound.pin.coming > step
+        pin = bound.pin or self.pin
+        return bound.step >= step or (pin is not None and pin.coming > step)
 
 
 @dataclass
 class Bound:
-    """At which step a loop last bound a name."""
+    """At which step a name was last bound, by a loop or by a block that goes on by `.next()`."""
 
-    pin: Pin  # of the loop
+    pin: Pin | None  # of the loop; None without one: the pin of the block
     step: int = -1  # none yet
 
 
@@ -88,8 +90,13 @@ class Reader:
     def bound(self, *names: str) -> None:
         """A loop has just bound `names`."""
         for name in names:
-            if (bound := self._me.loops.get(name)) is not None:
+            if (bound := self._me.loops.get(name)) is not None and bound.pin is not None:
                 bound.step = bound.pin.step
+
+    def stepped(self, *names: str) -> None:
+        """A block that goes on by `.next()` has just bound `names`, which it binds at each step."""
+        step = 0 if self._me.pin is None else self._me.pin.step
+        self._me.loops.update({name: Bound(None, step) for name in names})
 
 
 class Names:
