@@ -186,6 +186,24 @@ def test_skip_and_stop_in_an_edit(model):
     assert torch.equal(hidden, raw(model))
 
 
+@pytest.mark.parametrize("every_step", [True, None])
+@pytest.mark.parametrize("written", ["block", "function"])
+def test_an_operation_after_a_value_in_the_same_module(model, every_step, written):
+    def halve(tracer, model):
+        model.first.output = model.first.output * 2
+        model.source.relu_0.output = model.source.relu_0.output / 2
+
+    if written == "function":
+        model.edit(halve, inplace=True, every_step=every_step)
+    else:
+        with model.edit(inplace=True, every_step=every_step):
+            model.first.output = model.first.output * 2
+            model.source.relu_0.output = model.source.relu_0.output / 2
+    with model.trace(X):
+        given = model.second.input.save()
+    assert torch.equal(given, model._module.first(X).relu())
+
+
 def test_an_invoke_skips_what_an_edit_skips(model):
     """The later one has the say, for its rows: as where the invoke is traced alone."""
     with model.edit() as edited:

@@ -47,6 +47,7 @@ class Worker:
         where: `file, line n` of the block, for messages.
         state: the torch state it starts with; None takes that of the run's caller.
         unmet: told, in place of an error, that the run has ended without what the block waits for.
+        shows: the function whose code tells what the block asks for, where `body` hides it.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Worker:
         where: str = "",
         state: ambient.Ambient | None = None,
         unmet: Callable[[errors.MissedProviderError], None] | None = None,
+        shows: Callable[..., Any] | None = None,
     ) -> None:
         self.unmet = unmet
         self.rows = rows
         self.where = where
         self.state = state
-        self._codes = codes_of(body)
+        self._codes = codes_of(shows or body)
         self.sources = any(map(self.names, _OPERATIONS))  # it may ask for operations in modules
         self.begun = False
         self.request: Request | None = None  # what it is parked for

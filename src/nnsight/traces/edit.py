@@ -89,10 +89,10 @@ class Edit:
     def worker(self, trace: Any) -> Worker:
         """One run of it, beside the run of `trace`."""
         envoy = trace.model._at(self.path)
-        body = self.body.begin(trace, envoy)
+        body = once = self.body.begin(trace, envoy)
         if self.every_step:
             body = partial(self._at_every_step, trace, envoy)
-        return Worker(body, where=self.where, unmet=self._warn_unmet)
+        return Worker(body, where=self.where, unmet=self._warn_unmet, shows=once)
 
     def _at_every_step(self, trace: Any, envoy: Any) -> None:
         for _ in trace.all():
@@ -168,7 +168,8 @@ class FunctionBody:
         return code is not None and not STEPPING.isdisjoint(code.co_names)
 
     def begin(self, trace: Any, model: Any) -> Callable[[], Any]:
-        return partial(self.function, Face(trace, model), model)
+        function, face = self.function, Face(trace, model)
+        return lambda: function(face, model)  # which, unlike a `partial`, shows its code
 
 
 STEPPING = {"iter", "all", "next"}

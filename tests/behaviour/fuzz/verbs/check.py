@@ -13,7 +13,7 @@ from tests.behaviour.fuzz.verbs.expected import Right, expected
 from tests.behaviour.fuzz.verbs.program import Program, Run
 from tests.behaviour.fuzz.verbs.shrink import shrink
 from tests.behaviour.fuzz.verbs.sim import Kept, Refused
-from tests.behaviour.fuzz.verbs.subjects import Subject
+from tests.behaviour.fuzz.verbs.subjects import Subject, gpt2
 from tests.behaviour.fuzz.verbs.writer import random_program
 
 from nnsight.interleave.errors import MissedProviderError
@@ -135,6 +135,12 @@ def problems_of(program: Program, subject: Subject, seed: int) -> tuple[list[str
     if not torch.equal(again[0], reference):
         problems.append("the next trace of the model is not right")
     return problems, error
+
+
+def warm_up() -> None:
+    """Import what generations need, which may take longer than any program."""
+    subject = gpt2()
+    subject.call(subject.envoy._module, subject.inputs(torch.Generator()), 1)
 
 
 def check(seed: int) -> str:
