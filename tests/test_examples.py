@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ SHOWS = {
     "logit_lens.py": "layer 5: ' Paris'",
     "activation_patching.py": "layer 5:",
     "ablation.py": "layer 0: without attention",
+    "standard_names.py": "without head 1.0: P(answer) = 0.7",
     "any_module.py": "all outputs agree: True",
 }
 
@@ -23,8 +25,11 @@ def test_every_example_is_tested():
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "shown"), SHOWS.items())
-def test_an_example_runs(name: str, shown: str):
+def test_an_example_runs(name: str, shown: str, tmp_path: Path):
     command = [sys.executable, str(ROOT / "examples" / name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
+    for picture in tmp_path.glob("docs/pictures/*"):  # the pages show what the command draws
+        assert (ROOT / "docs" / "pictures" / picture.name).exists()
+        assert picture.read_text(encoding="utf-8").startswith("<svg")

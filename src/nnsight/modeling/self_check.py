@@ -55,6 +55,7 @@ def check_names(model: Any) -> NamesReport:
         NamesError: one is not; it is named.
         NoSuchName: the model has no layers.
     """
+    model._before_run()  # before anything is remembered of the model: weights change it
     stacks = stacks_of(model)
     if not stacks:
         raise errors.no_layers(model._path)
