@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from tests.behaviour.leaks import keeps_nothing
 from tests.behaviour.test_minilm import SENTENCES, _folder
 from tests.conftest import hooks_on
 
@@ -276,6 +278,48 @@ def test_a_learned_steering_vector_gets_a_gradient(facts):
         loss.backward()
     assert vector.grad is not None and vector.grad.norm() > 0
     facts._module.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore:.*never has these probabilities")
+def test_they_leave_nothing_behind(facts):
+    def run():
+        with torch.no_grad(), facts.trace() as tracer:
+            with tracer.invoke(PROMPT):
+                attention = facts.layers[1].attn
+                q, pattern = attention.q.save(), attention.pattern.save()
+                attention.z[:, :, 0] = 0
+                facts.layers[2].resid_mid += 1
+            with tracer.invoke(OTHER):
+                facts.layers[1].attn.pattern = 0
+                facts.layers[2].mlp.act[..., 0] = 0
+        with facts.trace(PROMPT):
+            z = facts.layers[1].attn.z
+            with facts.output.logits.sum().backward():
+                gradient = z.grad.save()
+        with contextlib.suppress(ValueError), torch.no_grad(), facts.trace(PROMPT):
+            facts.layers[1].attn.z = torch.zeros(3)
+        return q, pattern, gradient
+
+    facts._module.requires_grad_(False)
+    facts.embed_tokens._module.requires_grad_(True)
+    keeps_nothing(run, facts._module, runs=20)
+    facts._module.requires_grad_(True).zero_grad()
+
+
+def test_an_error_is_at_the_line_of_the_block(facts):
+    with pytest.raises(ValueError, match="is a tensor of shape") as caught:
+        with facts.trace(PROMPT):
+            facts.layers[1].attn.z = torch.zeros(3)  # here
+    last = caught.traceback[-1]
+    assert str(last.statement).endswith("# here") and last.path == Path(__file__)
+
+
+def test_a_report_tells_of_them(facts):
+    with torch.no_grad(), facts.trace(PROMPT) as tracer:
+        facts.layers[1].attn.z[:, :, 0] = 0
+        facts.layers[2].resid_post[:, -1] += 1
+    text = str(tracer.report())
+    assert "transformer.h.1.attn.c_proj.input" in text and "transformer.h.2.output" in text
 
 
 def test_wrapping_does_nothing_for_them(facts):

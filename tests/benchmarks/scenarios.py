@@ -563,6 +563,65 @@ def session_of_ten() -> Case:
     return Case(library, lambda: [raw_reads(module, t, [layer])[0] for t in OTHERS[:10]])
 
 
+# --- standard names -------------------------------------------------------------------------------
+
+
+@functools.cache
+def named() -> Any:
+    return nnsight.LanguageModel(gpt2())
+
+
+def every_resid_post() -> Case:
+    model, module = named(), gpt2()
+
+    def library() -> Any:
+        with model.trace(TOKENS):
+            seen = nnsight.save([layer.resid_post for layer in model.layers])
+        return seen
+
+    return Case(library, lambda: raw_reads(module, TOKENS, list(module.transformer.h)))
+
+
+def without_a_head() -> Case:
+    model, module = named(), gpt2()
+
+    def library() -> Any:
+        with model.trace(TOKENS):
+            model.layers[5].attn.z[:, :, 1] = 0
+            seen = model.layers[11].resid_post.save()
+        return [seen]
+
+    def drop(_: Module, args: Any) -> None:
+        args[0][..., 16:32] = 0
+
+    def raw() -> Any:
+        handle = module.transformer.h[5].attn.c_proj.register_forward_pre_hook(drop)
+        seen = raw_reads(module, TOKENS, [module.transformer.h[11]])
+        handle.remove()
+        return seen
+
+    return Case(library, raw)
+
+
+def one_pattern() -> Case:
+    """The pattern of one layer, beside hooks that compute it from queries and keys."""
+    model, module = named(), gpt2()
+
+    def library() -> Any:
+        with model.trace(TOKENS):
+            seen = model.layers[5].attn.pattern.save()
+        return [seen]
+
+    mask = torch.full((8, 8), torch.finfo(torch.float32).min).triu(1)
+
+    def raw() -> Any:
+        (joined,) = raw_reads(module, TOKENS, [module.transformer.h[5].attn.c_attn])
+        q, k, _ = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in joined.chunk(3, -1))
+        return [(q @ k.transpose(-1, -2) / 4 + mask).softmax(-1)]
+
+    return Case(library, raw)
+
+
 SCENARIOS = [
     Scenario("empty trace", 100, lambda: empty(gpt2, TOKENS)),
     Scenario("empty trace, 3 modules", 60, lambda: empty(small, POINT)),
@@ -588,6 +647,9 @@ SCENARIOS = [
     Scenario("2 invokes, a read each", 700, lambda: invokes(2)),
     Scenario("2 invokes with a barrier", 700, barrier),
     Scenario("16 invokes, a read each", 2_500, lambda: invokes(16)),
+    Scenario("12 standard names", 800, every_resid_post),
+    Scenario("without a head, by standard name", 450, without_a_head),
+    Scenario("the pattern of one layer", 800, one_pattern),
     Scenario("wrap a model", 300, lambda: wrap(gpt2)),
     Scenario("wrap 600 modules", 600, lambda: wrap(stack)),
     Scenario("plain forward of a wrapped model", 0, plain_forward),

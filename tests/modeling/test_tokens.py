@@ -24,8 +24,8 @@ def minilm() -> LanguageModel:
 
 def test_the_ids_are_those_of_the_call(facts):
     tokens = facts.tokens([LONG, SHORT])
-    with facts.scan([LONG, SHORT]):
-        shape = facts.layers[0].resid_pre.shape[:2]
+    with torch.no_grad(), facts.trace([LONG, SHORT]):
+        shape = facts.layers[0].resid_pre.shape[:2].save()
     assert tokens.ids.shape == shape == (2, 8)
     assert tokens[0].ids == facts.tokenizer(LONG)["input_ids"]
     assert tokens[1].ids[3:] == facts.tokenizer(SHORT)["input_ids"]

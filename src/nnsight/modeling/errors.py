@@ -287,6 +287,13 @@ def no_mid(name: str, order: str, known: bool) -> NoSuchName:
     return NoSuchName(f"There is no `{name}`: {reason}. `resid_pre` and `resid_post` are there.")
 
 
+def not_replaced(name: str, path: str) -> AttributeError:
+    return AttributeError(
+        f"`{name}` is another name for a module of `{path}`, so a module cannot be put there. "
+        f"Assign it under its own name; `print` of `{path}` shows it."
+    )
+
+
 def several_stacks(model: str, names: Sequence[str]) -> NoSuchName:
     return NoSuchName(
         f"`{model}.layers` is ambiguous: this model has several stacks. Write "

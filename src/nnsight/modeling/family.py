@@ -87,7 +87,8 @@ def guessed(root: Module) -> tuple[str, Family] | None:
     lists = {path: module for path, module in root.named_modules() if _is_layers(module)}
     if not lists:
         return None
-    path = max(lists, key=lambda path: len(lists[path]._modules))
+    # those of experts are deeper, in each layer
+    path = max(lists, key=lambda path: (-path.count("."), len(lists[path]._modules)))
     layers = list(lists[path].children())
     base, _, name = path.rpartition(".")
     layer = next((one for one in layers if chosen(one, _ATTN)), layers[0])

@@ -182,6 +182,12 @@ class Named(Envoy):
     def _spot(self, name: str) -> Spot:
         raise NotImplementedError
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        ours = isinstance(getattr(type(self), name, None), property)
+        if ours and isinstance(value, Module | Envoy) and name not in self._module._modules:
+            raise errors.not_replaced(self._called(name), self._path)
+        super().__setattr__(name, value)
+
     def _value(self, name: str, path: str, kind: str, **options: Any) -> Value:
         return Value(self._called(name), Location(below(self, path), kind), **options)
 
@@ -380,8 +386,15 @@ class LooseMLP:
     def _spot(self, name: str) -> Spot:
         return MLP._spot(self._layer, name)  # type: ignore[arg-type] # a `Named` is all it needs
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("act", "out", "_layer"):
+            getattr(self, name)  # says that there is no such thing
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
-        layer = self._layer
+        layer = vars(self).get("_layer")
+        if layer is None or name.startswith("__"):
+            raise AttributeError(name)
         kind, down = type(layer._module).__name__, layer._stack.family.down
         reason = f"{kind} has no module for its MLP: it keeps `{down}` and the rest on itself"
         raise errors.no_such_name(f"{layer._called('mlp')}.{name}", reason)
