@@ -23,9 +23,21 @@ from types import CodeType, FrameType
 from typing import TypeVar
 
 from nnsight.capture import errors
+from nnsight.capture.ahead import ask_ahead
 from nnsight.capture.names import Names, mangled, names_of, words
 from nnsight.capture.refuse import refuse
-from nnsight.capture.rewrite import AWAIT, GRADIENT, HELPER, SAVE, TRACER, Rewrite, Sharing, load
+from nnsight.capture.rewrite import (
+    AHEAD,
+    AWAIT,
+    GRADIENT,
+    HELPER,
+    SAVE,
+    TRACER,
+    Rewrite,
+    Sharing,
+    load,
+    provided,
+)
 from nnsight.capture.source import FUTURES, Site, adopt
 
 T = TypeVar("T", ast.FunctionDef, ast.ClassDef)
@@ -116,7 +128,7 @@ class Block:
             module = sharing.visit(copy.deepcopy(ast.Module(self.body, [])))
             # a block inside finds the names among those of the code around it
             body = [_mention(names, self.site), *module.body]
-            code, _ = _compile(self.site, self.outer, self.cls, body, self.names)
+            code, _ = _compile(self.site, self.outer, self.cls, body, self.names, names)
             adopt(code, self.site.lines, self.body)
             self.variants[names] = replace(self, code=code, shared=names)
         return self.variants[names]
@@ -200,9 +212,18 @@ def _mention(names: Iterable[str], site: Site) -> ast.stmt:
 
 
 def _compile(
-    site: Site, outer: Outer, cls: str | None, body: list[ast.stmt], names: Names
+    site: Site,
+    outer: Outer,
+    cls: str | None,
+    body: list[ast.stmt],
+    names: Names,
+    shared: frozenset[str] = frozenset(),
 ) -> tuple[CodeType, frozenset[str]]:
-    """The code of a function with `body`, and the names that it binds for itself."""
+    """The code of a function with `body`, and the names that it binds for itself.
+
+    Args:
+        shared: names that other blocks read or bind too.
+    """
     local, global_ = _shared_names(names, outer, cls)
     bound = names.bound & local
     head: list[ast.stmt] = []
@@ -213,11 +234,13 @@ def _compile(
     if names.mentioned & _LOOKING:  # never run, but who looks around sees all names of the frame
         head.append(_mention(local, site))
     block = _function("block", set(), head)
-    top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER, GRADIENT}, [block])
+    top: ast.stmt = _function(_FACTORY, local | {SAVE, AWAIT, TRACER, GRADIENT, AHEAD}, [block])
     depth = 2
     if cls is not None:  # inside a class of that name the compiler mangles `__x` itself
         top, depth = _class(cls, top), 3
     tree = ast.fix_missing_locations(ast.Module([ast.copy_location(top, site.node)], []))
+    if AHEAD in provided:
+        body = ask_ahead(body, frozenset(bound) - shared)
     block.body += body  # has its locations
     compiled = compile(tree, site.filename, "exec", outer.flags & FUTURES, dont_inherit=True)
     code = _requalified(_innermost(compiled, depth), outer)

@@ -9,6 +9,7 @@ name go through `await_name`.
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 from nnsight.capture.names import Comprehension, leftmost, names_of, updates
@@ -16,7 +17,15 @@ from nnsight.capture.repeats import as_loop
 
 HELPER = "__nnsight_"  # names of ours in a compiled body: never the user's, never handed back
 SAVE, AWAIT, TRACER = f"{HELPER}save__", f"{HELPER}await__", f"{HELPER}tracer__"
-GRADIENT = f"{HELPER}gradient__"
+GRADIENT, AHEAD = f"{HELPER}gradient__", f"{HELPER}ahead__"
+
+
+def _as_it_is(value: Any, name: str) -> Any:
+    return value
+
+
+provided: dict[str, Callable[..., Any]] = {GRADIENT: _as_it_is}
+"""What compiled bodies call that only a room above this one can say."""
 
 
 def load(name: str, at: ast.AST) -> ast.expr:

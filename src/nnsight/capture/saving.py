@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import enum
-import threading
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -31,12 +30,15 @@ _SHARED = (
 )
 
 
+Place = tuple["Block | None", Span]
+
+
 @dataclass
 class _Saved:
     value: Any
     version: int | None  # a tensor's count of changes in place, when it was saved
-    thread: int  # whose block saved it
-    places: list[tuple[Block | None, Span]] = field(default_factory=list[tuple[Block | None, Span]])
+    author: object  # the block that saved it
+    places: list[Place] = field(default_factory=list[Place])
 
 
 class Saves:
@@ -51,12 +53,18 @@ class Saves:
     def __contains__(self, value: object) -> bool:
         return id(value) in self._kept
 
-    def add(self, value: Any) -> None:
+    def add(self, value: Any, place: Place | None = None, by: object = None) -> None:
+        """Keep `value`.
+
+        Args:
+            place: where it is saved; by default, where the block is.
+            by: who saves it; by default, the block that is running.
+        """
         entry = self._kept.setdefault(
-            id(value), _Saved(value, _version(value), threading.get_ident())
+            id(value), _Saved(value, _version(value), by or author.get())
         )
         if _is_shared(value) or isinstance(value, list):
-            entry.places.append(_saving_place())
+            entry.places.append(place or _saving_place())
 
     def of(self, scope: Scope) -> dict[str, Any]:
         """The names of a block that return to the caller, with their values."""
@@ -82,8 +90,8 @@ class Saves:
         """How often each saved tensor has been changed in place by now."""
         return {key: _version(entry.value) for key, entry in self._kept.items()}
 
-    def tolerate(self, before: Mapping[int, int | None], thread: int) -> None:
-        """Forgive what the block on `thread` has changed since `before` in tensors of others.
+    def tolerate(self, before: Mapping[int, int | None], by: object) -> None:
+        """Forgive what the block `by` has changed since `before` in tensors of others.
 
         The rows of a batch are views of one tensor and share one count of changes, but each block
         changes its own rows only.
@@ -91,7 +99,7 @@ class Saves:
         for key, old in before.items():
             entry = self._kept[key]
             now = _version(entry.value)
-            if entry.thread != thread and None not in (now, old, entry.version):
+            if entry.author is not by and None not in (now, old, entry.version):
                 entry.version += now - old  # type: ignore[operator]
 
     def warn_changed(self, values: Mapping[str, Any]) -> None:
@@ -107,6 +115,9 @@ class Saves:
                 "the change. To keep the values of the moment, save a copy: `.clone().save()`."
             )
 
+
+author: ContextVar[object] = ContextVar("nnsight_author", default=None)
+"""The block that is running, as one among those of a run."""
 
 saves: ContextVar[Saves | None] = ContextVar("nnsight_saves", default=None)
 """The saves of the outermost block that this thread is running, if any."""
@@ -167,7 +178,7 @@ def _is_constant(value: Any) -> bool:
     return type(value).__name__ in ("dtype", "device", "layout", "memory_format")
 
 
-def _saving_place() -> tuple[Block | None, Span]:
+def _saving_place() -> Place:
     """The block that is running, and where in it this save comes from."""
     scope = running.get()
     frame = frame_at(1)

@@ -22,17 +22,10 @@ from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from nnsight.capture.block import Block
-from nnsight.capture.rewrite import AWAIT, GRADIENT, HELPER, SAVE, TRACER
+from nnsight.capture.rewrite import AHEAD, AWAIT, HELPER, SAVE, TRACER, provided
 
 _UNBOUND = object()
 
-
-def _as_it_is(value: Any, name: str) -> Any:
-    return value
-
-
-provided: dict[str, Callable[..., Any]] = {GRADIENT: _as_it_is}
-"""What compiled bodies call that only a room above this one can say."""
 
 running: ContextVar[Scope | None] = ContextVar("nnsight_running_block", default=None)
 """The block that this thread is running, if any: its cells are shared with blocks inside it."""
@@ -73,7 +66,7 @@ def _outside(frame: FrameType, name: str) -> Any:
     return frame.f_globals.get(name, getattr(builtins, name, _UNBOUND))
 
 
-def _save_method(save: Callable[[Any], Any], value: Any) -> Any:
+def save_method(save: Callable[[Any], Any], value: Any) -> Any:
     """`value.save()`, as a block has it: the object's own where there is one to be called so."""
     own = getattr(value.__class__, "save", None) or getattr(value, "__dict__", {}).get("save")
     ours = str(getattr(own, "__module__", "")).startswith("nnsight.")  # mounted on tensors
@@ -162,9 +155,16 @@ class Scope:
         tracer: Any,
         save: Callable[[Any], Any],
         await_name: Callable[[str], Any] | None = None,
+        inside: bool = False,
     ) -> Callable[[], None]:
-        """The block as a function without arguments, over this scope's cells."""
-        helpers = {**provided, SAVE: partial(_save_method, save), AWAIT: await_name, TRACER: tracer}
+        """The block as a function without arguments, over this scope's cells.
+
+        Args:
+            inside: it is run in the middle of other code of a block.
+        """
+        helpers = {**provided, SAVE: partial(save_method, save), AWAIT: await_name, TRACER: tracer}
+        if AHEAD in self.block.code.co_freevars:
+            helpers[AHEAD] = provided[AHEAD](self, inside)
         closure = tuple(
             CellType(helpers[n]) if n in helpers else self.cells[n]
             for n in self.block.code.co_freevars

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nnsight.capture import saving, traceback
 from nnsight.capture.block import Block, compile_block, outer_of
+from nnsight.capture.entrance import GLOBALS, entrance
 from nnsight.capture.errors import NestedTraceError, not_skipped
-from nnsight.capture.frames import Span, frame_at, linetable, span_of
+from nnsight.capture.frames import frame_at, span_of
 from nnsight.capture.instructions import past_target
 from nnsight.capture.names import names_of
 from nnsight.capture.percode import PerCode
@@ -44,48 +45,6 @@ def run_here(tracer: Tracer) -> Any:
     return tracer.execute()
 
 
-# --- the user's own line, as a frame -------------------------------------------------------------
-
-_ENTRANCE = (
-    "def entrance(*exception):\n"
-    "    global step\n"
-    "    value = error = context = None\n"
-    "    try:\n"
-    "        value, error = step(*exception)\n"
-    "        if error is not None:\n"
-    "            context = error.__context__\n"
-    "            raise error\n"
-    "        return value\n"
-    "    finally:\n"
-    "        if error is not None:\n"
-    "            set_context(error, context)\n"  # not the exception that skipped the body
-    "            step = None\n"  # it may hold the error, whose traceback holds this frame
-    "        value = error = context = exception = None\n"  # an error that names itself never dies
-)
-
-
-_GLOBALS = {"__name__": __package__, "set_context": traceback.set_context}
-
-
-def _compiled_entrance() -> CodeType:
-    module = compile(_ENTRANCE, "<entrance>", "exec", dont_inherit=True)
-    return next(c for c in module.co_consts if isinstance(c, CodeType))
-
-
-_entrance_code = _compiled_entrance()
-
-
-def _entrance(filename: str, name: str, span: Span) -> CodeType:
-    """Code that takes one step of ours and raises its error at the user's line.
-
-    Compiling it anew for each place would take five times as long.
-    """
-    table = linetable(len(_entrance_code.co_code), span)
-    return _entrance_code.replace(
-        co_filename=filename, co_name=name, co_firstlineno=span[0], co_linetable=table
-    )
-
-
 class _Place:
     """What is known of one `with` statement: its compiled block, and the code of its entrance."""
 
@@ -96,7 +55,7 @@ class _Place:
         self.offset = past_target(frame.f_code, site.offset) if bound else site.offset
         at = site.node.items[site.item].context_expr
         span = (at.lineno, at.end_lineno or at.lineno, at.col_offset, at.end_col_offset or 0)
-        self.entrance = _entrance(site.filename, frame.f_code.co_name, span)
+        self.entrance = entrance(site.filename, frame.f_code.co_name, span)
 
 
 _compiling = threading.RLock()  # the statements of a site are rewritten in place
@@ -189,14 +148,14 @@ class _Entrance:
         except Exception as error:  # raised by the step, from the entrance
             found, caller = traceback.clean(error), without_contextlib(caller)
             outer = caller.f_code
-            code = _entrance(outer.co_filename, outer.co_name, span_of(caller))
+            code = entrance(outer.co_filename, outer.co_name, span_of(caller))
 
         def bound(*arguments: Any) -> Outcome:
             if tracer is None:  # `type(manager).__enter__(manager)`, as ExitStack calls it
                 return give(step(arguments[0], found, *arguments[1:]))
             return give(step(tracer, found, *arguments))
 
-        return FunctionType(code, {**_GLOBALS, "step": bound})
+        return FunctionType(code, {**GLOBALS, "step": bound})
 
 
 # --- the tracer ----------------------------------------------------------------------------------

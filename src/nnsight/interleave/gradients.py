@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnsight.capture import scope
-from nnsight.capture.rewrite import GRADIENT
+from nnsight.capture.rewrite import GRADIENT, provided
 from nnsight.interleave import errors
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import GRAD, Location
@@ -277,4 +276,4 @@ def shares_graph() -> bool:
     return here.worker is not None and here.worker.shared
 
 
-scope.provided[GRADIENT] = gradient_of
+provided[GRADIENT] = gradient_of

@@ -26,6 +26,34 @@ from nnsight.interleave.rows import Rows
 from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 
+class Due(Protocol):
+    """What a block has asked for and goes on without."""
+
+    request: Request
+    error: Exception | None
+
+    @property
+    def worker(self) -> Worker:
+        """Who asked."""
+        ...
+
+    def fill(self, raw: Any) -> None:
+        """Here it is."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """It cannot be had."""
+        ...
+
+    def drop(self) -> None:
+        """It will not come."""
+        ...
+
+    def raise_there(self, error: BaseException) -> None:
+        """Raise `error` at the line that asked."""
+        ...
+
+
 Observer = Callable[[Location, Any], None]
 
 
@@ -88,6 +116,7 @@ class Interleaver:
         self._visit: Visit | None = None
         self._cuts: list[Cut] = []  # tensors of which a block replaced its rows
         self._watched: set[Location] = set()
+        self._dues: dict[Location, list[Due]] = {}  # what blocks go on without
 
     # --- the model's side -------------------------------------------------------------------------
 
@@ -154,14 +183,43 @@ class Interleaver:
     def _answer_all(self, visit: Visit) -> bool:
         """Answer every worker parked at this visit; whether there was one."""
         found = False
+        dues = self._dues.get(visit.location)
         for worker in self.workers:
             if self._is_away(worker):
                 continue
+            if dues:
+                dues = self._fill(worker, dues, visit)
             while (request := worker.request) is not None and visit.is_for(request):
                 found = True
                 self.last = visit.location
                 self._answer(worker, request, visit)
         return found
+
+    def _fill(self, worker: Worker, dues: list[Due], visit: Visit) -> list[Due]:
+        """Give a worker what it goes on without, as far as it is here; what is still due."""
+        mine = [due for due in dues if due.worker is worker and visit.is_for(due.request)]
+        if not mine:
+            return dues
+        self.last = visit.location
+        self._dues[visit.location] = dues = [due for due in dues if due not in mine]
+        for due in mine:
+            try:
+                due.fill(visit.act(worker, due.request))
+            except Exception as error:
+                due.fail(error)
+            if due.error is not None and worker.ended:
+                self._fail_at(due, due.error)
+        if visit.pieces is not None:
+            visit.value = visit.pieces.with_leaves(visit.value)
+        return dues
+
+    def _fail_at(self, due: Due, error: BaseException) -> None:
+        """Raise an error of a block that has ended, at the line that asked."""
+        try:
+            due.raise_there(error)
+        except BaseException as raised:
+            self.failure = (raised, raised.__traceback__)
+            raise
 
     def _is_away(self, worker: Worker) -> bool:
         """Whether `worker` skips what is running: the value at hand is none of its own."""
@@ -201,7 +259,7 @@ class Interleaver:
         if self.journal is not None:
             self.journal.turned(worker)
         if saves is not None and before:  # rows of one tensor count their changes together
-            saves.tolerate(before, worker.ident)
+            saves.tolerate(before, worker.author)
         for cut, versions in cuts:
             cut.mend(worker.rows, versions)
         if worker.error is not None:
@@ -256,9 +314,11 @@ class Interleaver:
             raise self.failure[0]
         while (waiting := self._next_waiting()) is not None:
             worker, request = waiting
-            self._turn(worker, partial(worker.refuse, self._missed(worker, request)))
+            self._turn(worker, partial(worker.refuse, self.missed(worker, request)))
             while self._release():
                 pass
+        for due in (due for dues in self._dues.values() for due in dues):
+            self._fail_at(due, self.missed(due.worker, due.request))
         self.completed = True
 
     def _next_waiting(self) -> tuple[Worker, Request] | None:
@@ -266,7 +326,7 @@ class Interleaver:
         waiting = [(w, w.request) for w in self.workers if w.request is not None]
         return min(waiting, key=lambda pair: pair[1].action == WAIT, default=None)
 
-    def _missed(self, worker: Worker, request: Request) -> BaseException:
+    def missed(self, worker: Worker, request: Request) -> BaseException:
         if request.missed is not None:
             return request.missed()
         location = request.location
@@ -290,7 +350,12 @@ class Interleaver:
             The workers that were still waiting for a value, or had yet to begin.
         """
         self.over = True
-        cut = [worker for worker in self.workers if worker.alive or not worker.begun]
+        dues = [due for dues in self._dues.values() for due in dues]
+        self._dues.clear()
+        for due in dues:
+            due.drop()
+        short = [due.worker for due in dues]
+        cut = [w for w in self.workers if w.alive or not w.begun or w in short]
         for worker in cut:
             while worker.alive:
                 try:
@@ -385,6 +450,14 @@ class Interleaver:
                 raise errors.ended(location)
             raise self._passed(worker, request, location)
         return False, None
+
+    def expect_ahead(self, due: Due) -> tuple[bool, Any]:
+        """The same for what a worker goes on without."""
+        answered, answer = self.expect(due.worker, due.request)
+        if not answered:
+            assert due.request.location is not None
+            self._dues.setdefault(due.request.location, []).append(due)
+        return answered, answer
 
     def comes_by(self, location: Location) -> int:
         """How often the run has come by `location`, with the visit that it is at."""

@@ -80,20 +80,21 @@ def current(what: object) -> Asker:
     return worker
 
 
-def _ask(
+def request_of(
     worker: Asker, action: str, location: Location, value: Any = None, back: bool = False
-) -> Any:
-    """Ask for the visit that the block is at: the first one, or that of its step."""
+) -> Request:
+    """What asks for the visit that the block is at: the first one, or that of its step."""
     pin = worker.pin
     if pin is None or location.kind == RESULT:  # a run has one result, whatever the step
-        return worker.ask(Request(action, location, value=value, back=back))
+        return Request(action, location, value=value, back=back)
     pin.asked.add(location)
-    return worker.ask(Request(action, location, pin.step, True, value, back=back))
+    return Request(action, location, pin.step, True, value, back=back)
 
 
 def read(location: Location) -> Any:
     """The value at `location`, as soon as the model has it: this block's rows of it."""
-    return _ask(current(location), READ, location)
+    worker = current(location)
+    return worker.ask(request_of(worker, READ, location))
 
 
 def write(location: Location, value: Any, back: bool = False) -> None:
@@ -105,13 +106,14 @@ def write(location: Location, value: Any, back: bool = False) -> None:
     worker = current(location)
     if value is None:
         raise errors.none_value(location)
-    _ask(worker, WRITE, location, value, back)
+    worker.ask(request_of(worker, WRITE, location, value, back))
 
 
 def skip(owner: Any, value: Any) -> None:
     """Do not run the module at `owner`: `value` is its output."""
     location = Location(owner, SKIP)
-    _ask(current(location), GATE, location, value)
+    worker = current(location)
+    worker.ask(request_of(worker, GATE, location, value))
 
 
 def wait(ready: Callable[[], bool], missed: Callable[[], BaseException]) -> None:

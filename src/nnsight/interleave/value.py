@@ -25,7 +25,7 @@ class Value:
         self, kind: str, view: View | None = None, pack: Pack | None = None, doc: str = ""
     ) -> None:
         self.kind = kind
-        self._view = view
+        self.view = view
         self._pack = pack
         self.__doc__ = doc
 
@@ -34,7 +34,7 @@ class Value:
             return self
         location = Location(owner, self.kind)
         raw = request.read(location)
-        return raw if self._view is None else self._view(location, raw)
+        return raw if self.view is None else self.view(location, raw)
 
     def __set__(self, owner: Any, value: Any) -> None:
         location = Location(owner, self.kind)

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from nnsight.capture import locks
+import torch
+
+from nnsight.capture import locks, saving
 from nnsight.capture.mentions import codes_of, mentions
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
@@ -23,6 +25,12 @@ _OPERATIONS = ("source", "pattern", "probs")  # what leads to an operation, or i
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
 
 
+class Due(Protocol):
+    """What a worker has asked for and goes on without."""
+
+    request: Request
+
+
 class Run(Protocol):
     """What a worker sees of the run that it takes part in."""
 
@@ -32,9 +40,19 @@ class Run(Protocol):
     typical: bool
     returned: bool
     result: Location | None
+    journal: Any
+    workers: list[Any]
+
+    def missed(self, worker: Any, request: Request) -> BaseException:
+        """What it means that the run ended before the answer to `request` came."""
+        ...
 
     def expect(self, worker: Any, request: Request) -> tuple[bool, Any]:
         """Take in what a worker is about to park for: whether the answer is at hand, and it."""
+        ...
+
+    def expect_ahead(self, due: Due) -> tuple[bool, Any]:
+        """The same for what a worker asks ahead: it does not park."""
         ...
 
 
@@ -63,6 +81,7 @@ class Worker:
         self.rows = rows
         self.where = where
         self.state = state
+        self.ahead: Any = None  # how it asks ahead, once it has
         self._codes = codes_of(shows or body)
         self.sources = any(map(self.names, _OPERATIONS))  # it may ask for operations in modules
         self.begun = False
@@ -74,7 +93,7 @@ class Worker:
         self.unfinished: list[Callable[[bool], None]] = []
         self.waited = ""  # for which name of another block it last had to wait
         self.ended = False
-        self.ident = 0  # of its thread, once it has started
+        self.author = object()  # what it saves is saved by
         self._body: Callable[[], Any] | None = body
         self._run: Run | None = None
         self._thread: TurnThread | None = None
@@ -132,10 +151,10 @@ class Worker:
         context = contextvars.copy_context()
 
         def job() -> None:
+            context.run(saving.author.set, self.author)
             context.run(self._live, state, tracers)
 
         self._thread = take_thread()
-        self.ident = self._thread.ident
         self._turn(lambda thread: thread.start(job))
 
     def resume(self, answer: Any = None) -> None:
@@ -197,7 +216,7 @@ class Worker:
             self.error = error
         finally:
             _trace(None, None)
-            here.worker = None
+            here.worker = self.ahead = None
             self.unfinished.clear()
             self.ended = True
 
@@ -212,7 +231,12 @@ class Worker:
             thread.shielded = True
 
     def _whole(self, body: Callable[[], Any]) -> None:
-        body()
+        try:
+            body()
+        except Exception:  # what it has asked for before is saved with the error
+            if self.ahead is not None:
+                self.ahead.wait()
+            raise
         self._finish()
 
     def _finish(self, keeps: bool = False) -> list[Callable[[bool], None]]:
@@ -221,6 +245,35 @@ class Worker:
         while self.unfinished:
             self.unfinished.pop(0)(keeps)
         return done
+
+    def goes_on(self, named: bool) -> bool:
+        """Whether it can go on without a value: its own name is bound to it, or what it holds."""
+        run = self._run
+        return (
+            run is not None
+            and run.journal is None
+            and self.unmet is None
+            and not self.unfinished
+            and (named or len(run.workers) == 1)  # others may hold the same list
+            and not torch.is_inference_mode_enabled()
+        )
+
+    def ask_ahead(self, due: Due) -> tuple[bool, Any]:
+        """Ask without parking; whether the answer is at hand, and it."""
+        run, thread = self._run, self._thread
+        assert run is not None and thread is not None
+        thread.shielded = True
+        try:
+            answer = run.expect_ahead(due)
+        except BaseException:
+            thread.shielded = False
+            raise
+        thread.unshield()
+        return answer
+
+    def missed(self, request: Request) -> BaseException:
+        """What it means that the run ended before the answer to `request` came."""
+        return errors.ended(request.location) if self._run is None else self._run.missed(self, request)
 
     def ask(self, request: Request) -> Any:
         """Park for `request` and return the answer. Called by the block, with the turn."""

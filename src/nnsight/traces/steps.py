@@ -96,7 +96,7 @@ class Steps(Tracer):
         """Run the captured body once for each step, with the step for its `as` target."""
         assert self.scope is not None
         for step in self:
-            self.scope.function(step, save)()
+            self.scope.function(step, save, inside=True)()
 
     def targets(self, target: ast.expr | None) -> dict[str, Any]:
         """Nothing: the body has bound the target itself, at each step."""

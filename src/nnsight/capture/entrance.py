@@ -1,0 +1,55 @@
+"""The user's own line as a frame: code of ours that stands there in a traceback."""
+
+from __future__ import annotations
+
+from types import CodeType, FunctionType
+from typing import NoReturn
+
+from nnsight.capture import traceback
+from nnsight.capture.frames import Span, linetable
+
+_ENTRANCE = (
+    "def entrance(*exception):\n"
+    "    global step\n"
+    "    value = error = context = None\n"
+    "    try:\n"
+    "        value, error = step(*exception)\n"
+    "        if error is not None:\n"
+    "            context = error.__context__\n"
+    "            raise error\n"
+    "        return value\n"
+    "    finally:\n"
+    "        if error is not None:\n"
+    "            set_context(error, context)\n"  # not the exception that skipped the body
+    "            step = None\n"  # it may hold the error, whose traceback holds this frame
+    "        value = error = context = exception = None\n"  # an error that names itself never dies
+)
+
+
+GLOBALS = {"__name__": __package__, "set_context": traceback.set_context}
+
+
+def _compiled_entrance() -> CodeType:
+    module = compile(_ENTRANCE, "<entrance>", "exec", dont_inherit=True)
+    return next(c for c in module.co_consts if isinstance(c, CodeType))
+
+
+_entrance_code = _compiled_entrance()
+
+
+def entrance(filename: str, name: str, span: Span) -> CodeType:
+    """Code that takes one step of ours and raises its error at the user's line.
+
+    Compiling it anew for each place would take five times as long.
+    """
+    table = linetable(len(_entrance_code.co_code), span)
+    return _entrance_code.replace(
+        co_filename=filename, co_name=name, co_firstlineno=span[0], co_linetable=table
+    )
+
+
+def raise_at(filename: str, name: str, span: Span, error: BaseException) -> NoReturn:
+    """Raise `error` from the function `name` at `span`, where it was brought about earlier."""
+    step = {**GLOBALS, "step": lambda: (None, error)}
+    FunctionType(entrance(filename, name, span), step)()
+    raise AssertionError("an entrance raises what its step gives")
