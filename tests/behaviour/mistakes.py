@@ -148,13 +148,13 @@ ORDER = r"""
 OutOfOrderError: `model\.layers\.0\.output` .*ran past it \(it is at `model\.layers\.1\.output`.*move this line up
 saved: b
 with model.trace(x):
-    b = model.layers[1].output[0].save()
-    a = model.layers[0].output[0].save()  #!
+    b = (model.layers[1].output[0] * 2).save()
+    a = (model.layers[0].output[0] * 2).save()  #!
 
 === wrong order in a loop
 OutOfOrderError: `model\.layers\.1\.output` .*ran past it \(it is at `model\.layers\.2\.output`
 with model.trace(x):
-    states = [layer.output[0] for layer in reversed(list(model.layers))].save()  #!
+    states = [layer.output[0] * 2 for layer in reversed(list(model.layers))].save()  #!
 
 === wrong order in an invoke
 OutOfOrderError: `model\.embed\.output` .*ran past it \(it is at `model\.head\.output`.*move this line up
@@ -163,7 +163,7 @@ with model.trace() as tracer:
     with tracer.invoke(x):
         first = model.embed.output.save()
     with tracer.invoke(x):
-        second = model.head.output.save()
+        second = model.head.output.mean(0).save()
         third = model.embed.output.save()  #!
 
 === wrong order in another file
@@ -176,7 +176,7 @@ with model.trace(x):
 === input after output
 OutOfOrderError: `model\.layers\.1\.input` .*\(it is at `model\.layers\.1\.output`.*move this line up
 with model.trace(x):
-    after = model.layers[1].output
+    after = model.layers[1].output[0] + 1
     before = model.layers[1].input  #!
 
 === write after the visit
@@ -190,7 +190,7 @@ OutOfOrderError: `model\.head\.output` .*\(it is at `result` now\)
 saved: whole
 with model.trace(x) as tracer:
     whole = tracer.result.save()
-    head = model.head.output.save()  #!
+    head = (model.head.output + 0).save()  #!
 
 === skip of a module that has started
 OutOfOrderError: `model\.layers\.1\.skip` .*\(it is at `model\.layers\.1\.fc\.output`
@@ -1123,13 +1123,13 @@ OutOfOrderError: `model\.layers\.0\.source\.self_fc_0\.output` .*ran past it \(i
 saved: y
 with model.trace(x):
     y = model.layers[0].source.self_act_0.output.save()
-    z = model.layers[0].source.self_fc_0.output  #!
+    z = model.layers[0].source.self_fc_0.output + 1  #!
 
 === an operation after the output of its module
 OutOfOrderError: `model\.layers\.0\.source\.self_fc_0\.output` .*ran past it \(it is at `model\.layers\.0\.output`
 with model.trace(x):
     y = model.layers[0].output
-    z = model.layers[0].source.self_fc_0.output  #!
+    z = model.layers[0].source.self_fc_0.output + 1  #!
 
 === an operation of a module that never runs
 NeverCalledError: `model\.unused\.source\.F_linear_0\.output` .*never called in this run

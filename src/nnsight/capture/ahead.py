@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nnsight.capture.rewrite import AHEAD, SAVE, load
@@ -271,7 +270,7 @@ class _Writer:
         return ast.comprehension(node.target, over, node.ifs, 0)
 
     def _asked(self, node: ast.stmt, value: ast.expr, name: str | None = None) -> ast.expr | None:
-        """`value` asked for ahead, in the statement `node`; None if it is not a value of a model."""
+        """`value` asked for ahead, in the statement `node`; None if it is none of a model."""
         save: ast.expr = ast.Constant(None)
         if isinstance(value, ast.Call) and len(value.args) == 1 and not value.keywords:
             named = isinstance(value.func, ast.Name) and value.func.id == "save"

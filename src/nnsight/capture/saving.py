@@ -60,9 +60,7 @@ class Saves:
             place: where it is saved; by default, where the block is.
             by: who saves it; by default, the block that is running.
         """
-        entry = self._kept.setdefault(
-            id(value), _Saved(value, _version(value), by or author.get())
-        )
+        entry = self._kept.setdefault(id(value), _Saved(value, _version(value), by or author.get()))
         if _is_shared(value) or isinstance(value, list):
             entry.places.append(place or _saving_place())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import CellType
 from typing import Any
@@ -13,11 +14,12 @@ from nnsight.capture.ahead import ATTRIBUTE, ITEM
 from nnsight.capture.entrance import raise_at
 from nnsight.capture.frames import Span
 from nnsight.capture.rewrite import AHEAD, provided
-from nnsight.capture.saving import Saves, save, saves
+from nnsight.capture.saving import save, saves
 from nnsight.capture.scope import Scope, save_method
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import READ, Request, here, request_of, wait
 from nnsight.interleave.value import Value
+from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 
 Path = Sequence[tuple[int, Any]]
@@ -33,11 +35,13 @@ class Due:
         path: what is done with that: items, attributes and methods.
         save: how the block saves it, if it does.
         at: the statement that asked.
-        holder: where it stands: the variable of a name; a list or a dict, once it is in one.
+        holder: the variable that it stands in; None until it is put into a list or a dict.
     """
 
-    __slots__ = ("_block", "_grad", "_path", "_save", "_saves", "_view", "ahead", "at", "done", "error")
-    __slots__ += ("holder", "request", "value", "worker")
+    __slots__ = (
+        *("_block", "_grad", "_path", "_saves", "_view", "ahead", "at", "done", "error"),
+        *("holder", "key", "request", "value", "worker"),
+    )
 
     def __init__(
         self,
@@ -47,12 +51,14 @@ class Due:
         path: Path,
         save: Callable[[Any], Any] | None,
         at: Span,
-        holder: CellType | None,
+        holder: Any,
     ) -> None:
         self.ahead: Any = ahead  # None when it is no longer due
         self.worker: Worker = ahead.worker
-        self.request, self.at, self.holder = request, at, holder
-        self._view, self._path, self._save = view, path, save
+        self.request, self.at = request, at
+        self.holder: Any = holder
+        self.key: Any = None  # where in the list or the dict
+        self._view, self._path = view, path
         self._block = ahead.scope.block
         self._saves = None if save is None else saves.get()
         self._grad = torch.is_grad_enabled() if path else None
@@ -132,18 +138,16 @@ def _replace(holder: Any, due: Due, value: Any) -> None:
     if isinstance(holder, CellType):
         if _content(holder) is due:
             holder.cell_contents = value
-    else:
-        for key in _keys(holder, due):
-            holder[key] = value
+    elif (key := _key(holder, due)) is not None:
+        holder[key] = value
 
 
 def _remove(holder: Any, due: Due) -> None:
     if isinstance(holder, CellType):
         if _content(holder) is due:
             del holder.cell_contents
-    else:
-        for key in reversed(_keys(holder, due)):
-            del holder[key]
+    elif (key := _key(holder, due)) is not None:
+        del holder[key]
 
 
 def _content(cell: CellType) -> Any:
@@ -153,15 +157,63 @@ def _content(cell: CellType) -> Any:
         return None
 
 
-def _keys(holder: list[Any] | dict[Any, Any], due: Due) -> list[Any]:
-    pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
-    return [key for key, value in pairs if value is due]
+def _key(holder: Any, due: Due) -> Any:
+    """Where `due` stands in a list or a dict; None if somebody took it out."""
+    try:
+        if holder[due.key] is due:
+            return due.key
+    except (IndexError, KeyError):
+        pass
+    return next((key for key, value in _pairs(holder) if value is due), None)
+
+
+def _pairs(holder: Any) -> list[tuple[Any, Any]]:
+    pairs: Any = holder.items() if hasattr(holder, "items") else enumerate(holder)
+    return list(pairs)
 
 
 def _saves_as_we_do(keep: Any) -> bool:
-    """Whether this is `nnsight.save`, or what `.save()` calls; not another function of that name."""
+    """Whether this is `nnsight.save`, or what `.save()` calls; not another of that name."""
     method = type(keep) is partial and keep.func is save_method and keep.args[0] is save
     return method or keep is save
+
+
+_HOLDERS: frozenset[type] = frozenset({list, dict, OrderedDict, defaultdict})
+
+
+class Dues:
+    """What the blocks of one run have asked for and go on without."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[Location, list[Due]] = {}
+
+    def __iter__(self) -> Iterator[Due]:
+        return iter([due for dues in self._by_place.values() for due in dues])
+
+    def add(self, due: Due) -> None:
+        """One more."""
+        assert due.request.location is not None
+        self._by_place.setdefault(due.request.location, []).append(due)
+
+    def at(self, location: Location) -> bool:
+        """Whether something is due there."""
+        return bool(self._by_place.get(location))
+
+    def take(self, worker: Worker, visit: Visit) -> list[Due]:
+        """What `worker` gets at this visit: it is due no more."""
+        there = self._by_place.get(visit.location, ())
+        mine = [due for due in there if due.worker is worker and visit.is_for(due.request)]
+        if mine:
+            self._by_place[visit.location] = [due for due in there if due not in mine]
+        return mine
+
+    def drop(self) -> list[Worker]:
+        """Nothing will come any more. Returns whom it was due to."""
+        dropped = list(self)
+        self._by_place.clear()
+        for due in dropped:
+            due.drop()
+        return [due.worker for due in dropped]
 
 
 class _RunEnded(Exception):
@@ -198,9 +250,11 @@ class Ahead:
             name: the name that is bound to it; None in a list or a dict.
         """
         owner = self._at_rest(way)
-        value = getattr(type(owner), kind, None)
+        cls: Any = type(owner)
+        value = getattr(cls, kind, None)
         worker = here.worker
-        if not (type(value) is Value and self._may_go_on(worker, value.kind, name is not None, save)):
+        known = type(value) is Value
+        if not known or not self._may_go_on(worker, value.kind, name is not None, save):
             if self.open:
                 self.wait()
                 owner = way()
@@ -210,8 +264,8 @@ class Ahead:
         holder = None if name is None else self.scope.cells[name]
         self.worker, worker.ahead = worker, self
         due = Due(self, request, value.view, path, save, at, holder)
-        self.open += 1
         answered, answer = worker.ask_ahead(due)
+        self.open += 1
         if not answered:
             self._asked.append(due)
             return due
@@ -246,7 +300,8 @@ class Ahead:
     def over(self, way: Callable[[], Any]) -> Any:
         """What a loop runs over: parts of a model, or what may change as the model runs."""
         values = self._at_rest(way)
-        part = hasattr(type(values), "watch")  # of a model
+        cls: Any = type(values)
+        part = hasattr(cls, "watch")  # of a model
         if self.open and not part:
             self.wait()
             values = way()
@@ -255,8 +310,8 @@ class Ahead:
     def append(self, values: Any, value: Any) -> None:
         """`values.append(value)`"""
         if type(value) is Due:
-            if type(values) is list:
-                value.holder = values
+            if type(values) in (list,):
+                value.holder, value.key = values, len(values)
             else:
                 value = self._now(value)
         values.append(value)
@@ -264,18 +319,17 @@ class Ahead:
     def put(self, values: Any, key: Any, value: Any) -> None:
         """`values[key] = value`"""
         if type(value) is Due:
-            if type(values) is list or isinstance(values, dict):
-                value.holder = values
+            if type(values) in _HOLDERS:
+                value.holder, value.key = values, key
             else:
                 value = self._now(value)
         values[key] = value
 
     def hold(self, values: Any) -> Any:
         """A new list or dict, some of whose elements are due."""
-        pairs = values.items() if isinstance(values, dict) else enumerate(values)
-        for key, value in list(pairs):
+        for key, value in _pairs(values):
             if type(value) is Due:
-                value.holder = values
+                value.holder, value.key = values, key
                 if value.done:
                     values[key] = value.value
         return values

@@ -11,70 +11,24 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
+from nnsight.interleave.ahead import Due, Dues
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
 from nnsight.interleave.cuts import Cut
+from nnsight.interleave.journal import Journal
 from nnsight.interleave.location import Location, Passage
 from nnsight.interleave.request import READ, WAIT, WRITE, Request
 from nnsight.interleave.rows import Rows
 from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
 
-class Due(Protocol):
-    """What a block has asked for and goes on without."""
-
-    request: Request
-    error: Exception | None
-
-    @property
-    def worker(self) -> Worker:
-        """Who asked."""
-        ...
-
-    def fill(self, raw: Any) -> None:
-        """Here it is."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """It cannot be had."""
-        ...
-
-    def drop(self) -> None:
-        """It will not come."""
-        ...
-
-    def raise_there(self, error: BaseException) -> None:
-        """Raise `error` at the line that asked."""
-        ...
-
-
 Observer = Callable[[Location, Any], None]
-
-
-class Journal(Protocol):
-    """Takes down what blocks do."""
-
-    def asked(self, worker: Worker, request: Request) -> None:
-        """A block is about to ask for something. Called on its own thread."""
-        ...
-
-    def served(self, worker: Worker, request: Request, number: int, before: Any, own: Any) -> None:
-        """A block got its answer: `own` of a read. `before` is the whole value until then."""
-        ...
-
-    def turning(self, worker: Worker) -> None:
-        """A block is about to run."""
-        ...
-
-    def turned(self, worker: Worker) -> None:
-        """A block has run."""
-        ...
 
 
 class Interleaver:
@@ -116,7 +70,7 @@ class Interleaver:
         self._visit: Visit | None = None
         self._cuts: list[Cut] = []  # tensors of which a block replaced its rows
         self._watched: set[Location] = set()
-        self._dues: dict[Location, list[Due]] = {}  # what blocks go on without
+        self._dues = Dues()
 
     # --- the model's side -------------------------------------------------------------------------
 
@@ -183,26 +137,25 @@ class Interleaver:
     def _answer_all(self, visit: Visit) -> bool:
         """Answer every worker parked at this visit; whether there was one."""
         found = False
-        dues = self._dues.get(visit.location)
+        due = self._dues.at(visit.location)
         for worker in self.workers:
             if self._is_away(worker):
                 continue
-            if dues:
-                dues = self._fill(worker, dues, visit)
+            if due:
+                self._fill(worker, visit)
             while (request := worker.request) is not None and visit.is_for(request):
                 found = True
                 self.last = visit.location
                 self._answer(worker, request, visit)
         return found
 
-    def _fill(self, worker: Worker, dues: list[Due], visit: Visit) -> list[Due]:
-        """Give a worker what it goes on without, as far as it is here; what is still due."""
-        mine = [due for due in dues if due.worker is worker and visit.is_for(due.request)]
-        if not mine:
-            return dues
+    def _fill(self, worker: Worker, visit: Visit) -> None:
+        """Give a worker what it has gone on without, as far as it is here."""
+        dues = self._dues.take(worker, visit)
+        if not dues:
+            return
         self.last = visit.location
-        self._dues[visit.location] = dues = [due for due in dues if due not in mine]
-        for due in mine:
+        for due in dues:
             try:
                 due.fill(visit.act(worker, due.request))
             except Exception as error:
@@ -211,7 +164,9 @@ class Interleaver:
                 self._fail_at(due, due.error)
         if visit.pieces is not None:
             visit.value = visit.pieces.with_leaves(visit.value)
-        return dues
+        request = worker.request
+        if request is not None and request.ready is not None and request.ready():
+            self._turn(worker, worker.resume)  # now, before blocks that were written after it
 
     def _fail_at(self, due: Due, error: BaseException) -> None:
         """Raise an error of a block that has ended, at the line that asked."""
@@ -317,7 +272,7 @@ class Interleaver:
             self._turn(worker, partial(worker.refuse, self.missed(worker, request)))
             while self._release():
                 pass
-        for due in (due for dues in self._dues.values() for due in dues):
+        for due in self._dues:
             self._fail_at(due, self.missed(due.worker, due.request))
         self.completed = True
 
@@ -350,11 +305,7 @@ class Interleaver:
             The workers that were still waiting for a value, or had yet to begin.
         """
         self.over = True
-        dues = [due for dues in self._dues.values() for due in dues]
-        self._dues.clear()
-        for due in dues:
-            due.drop()
-        short = [due.worker for due in dues]
+        short = self._dues.drop()
         cut = [w for w in self.workers if w.alive or not w.begun or w in short]
         for worker in cut:
             while worker.alive:
@@ -408,6 +359,16 @@ class Interleaver:
         """Where the run is, while blocks are answered there."""
         return None if self._visit is None else self._visit.location
 
+    @property
+    def lone(self) -> bool:
+        """Whether there is one block only."""
+        return len(self.workers) == 1
+
+    @property
+    def told(self) -> bool:
+        """Whether it is taken down who asks for what, and when."""
+        return self.journal is not None
+
     def holds(self) -> bool:
         """Whether a module call on this thread belongs to this run."""
         return threading.get_ident() in self.threads
@@ -455,8 +416,7 @@ class Interleaver:
         """The same for what a worker goes on without."""
         answered, answer = self.expect(due.worker, due.request)
         if not answered:
-            assert due.request.location is not None
-            self._dues.setdefault(due.request.location, []).append(due)
+            self._dues.add(due)
         return answered, answer
 
     def comes_by(self, location: Location) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from nnsight.capture.traceback import hide, note, warn
-from nnsight.interleave import ahead as _ahead  # noqa: F401  (blocks ask ahead through it)
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver

@@ -25,12 +25,6 @@ _OPERATIONS = ("source", "pattern", "probs")  # what leads to an operation, or i
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
 
 
-class Due(Protocol):
-    """What a worker has asked for and goes on without."""
-
-    request: Request
-
-
 class Run(Protocol):
     """What a worker sees of the run that it takes part in."""
 
@@ -40,8 +34,16 @@ class Run(Protocol):
     typical: bool
     returned: bool
     result: Location | None
-    journal: Any
-    workers: list[Any]
+
+    @property
+    def lone(self) -> bool:
+        """Whether there is one block only."""
+        ...
+
+    @property
+    def told(self) -> bool:
+        """Whether it is taken down who asks for what, and when."""
+        ...
 
     def missed(self, worker: Any, request: Request) -> BaseException:
         """What it means that the run ended before the answer to `request` came."""
@@ -51,7 +53,7 @@ class Run(Protocol):
         """Take in what a worker is about to park for: whether the answer is at hand, and it."""
         ...
 
-    def expect_ahead(self, due: Due) -> tuple[bool, Any]:
+    def expect_ahead(self, due: Any) -> tuple[bool, Any]:
         """The same for what a worker asks ahead: it does not park."""
         ...
 
@@ -251,14 +253,14 @@ class Worker:
         run = self._run
         return (
             run is not None
-            and run.journal is None
+            and not run.told
             and self.unmet is None
             and not self.unfinished
-            and (named or len(run.workers) == 1)  # others may hold the same list
+            and (named or run.lone)  # others may hold the same list
             and not torch.is_inference_mode_enabled()
         )
 
-    def ask_ahead(self, due: Due) -> tuple[bool, Any]:
+    def ask_ahead(self, due: Any) -> tuple[bool, Any]:
         """Ask without parking; whether the answer is at hand, and it."""
         run, thread = self._run, self._thread
         assert run is not None and thread is not None
@@ -273,7 +275,9 @@ class Worker:
 
     def missed(self, request: Request) -> BaseException:
         """What it means that the run ended before the answer to `request` came."""
-        return errors.ended(request.location) if self._run is None else self._run.missed(self, request)
+        return (
+            errors.ended(request.location) if self._run is None else self._run.missed(self, request)
+        )
 
     def ask(self, request: Request) -> Any:
         """Park for `request` and return the answer. Called by the block, with the turn."""

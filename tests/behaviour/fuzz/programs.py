@@ -89,7 +89,9 @@ class Writer:
     def s_read(self) -> None:
         expression = self.read(*self.place("output", "input"))
         name = self.new()
-        self.line(f"{name} = {expression}" + self.rng.choice(["", " * 1.0", ".clone()"]))
+        # statements that only keep values may ask in any order; a wild program must not be let
+        ends = [" * 1.0"] if self.wild else ["", " * 1.0", ".clone()"]
+        self.line(f"{name} = {expression}" + self.rng.choice(ends))
         self.values.append(name)
 
     def s_write(self) -> None:
@@ -142,7 +144,7 @@ class Writer:
         self.line(f"sums_{self.block.index} = []")
         for path in dict.fromkeys(paths):
             read = ask("read", path, "output") + PICK[self.units[path].kind]
-            self.line(f"sums_{self.block.index}.append({read}.sum())")
+            self.line(f"sums_{self.block.index}.append({read}.sum(){' + 0' if self.wild else ''})")
         self.line(f"log.append(({self.block.index}, 'loop', note(sum(sums_{self.block.index}))))")
 
     def s_try(self) -> None:
