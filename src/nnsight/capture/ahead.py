@@ -21,6 +21,7 @@ from __future__ import annotations
 import ast
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from nnsight.capture.rewrite import AHEAD, SAVE, load
 
@@ -286,10 +287,9 @@ class _Writer:
         assert isinstance(value, ast.Attribute)
         if not _is_way(value.value):
             return None
-        span = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
         arguments = [
             *(_later(value.value), ast.Constant(value.attr), ast.Tuple(steps, ast.Load()), save),
-            *(ast.Constant(span), ast.Constant(name)),
+            *(_span(node), ast.Constant(name)),
         ]
         call = ast.Call(load(AHEAD, value), arguments, [])
         return ast.fix_missing_locations(ast.copy_location(call, value))
@@ -349,8 +349,13 @@ def _settled(group: list[_Kept], last: bool) -> Body:
 
 
 def _settle(node: ast.stmt) -> ast.expr:
-    span = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
-    return _method(node, "settle", [ast.Constant(span)])
+    return _method(node, "settle", [_span(node)])
+
+
+def _span(node: ast.stmt) -> ast.expr:
+    """Where a statement is, as a constant."""
+    span: Any = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
+    return ast.Constant(span)
 
 
 def _method(node: ast.AST, name: str, arguments: list[ast.expr]) -> ast.expr:

@@ -172,6 +172,11 @@ def _pairs(holder: Any) -> list[tuple[Any, Any]]:
     return list(pairs)
 
 
+def _of_class(owner: object, name: str) -> Any:
+    """What the class of `owner` has under `name`; its own attributes do not count."""
+    return getattr(type(owner), name, None)
+
+
 def _saves_as_we_do(keep: Any) -> bool:
     """Whether this is `nnsight.save`, or what `.save()` calls; not another of that name."""
     method = type(keep) is partial and keep.func is save_method and keep.args[0] is save
@@ -250,8 +255,7 @@ class Ahead:
             name: the name that is bound to it; None in a list or a dict.
         """
         owner = self._at_rest(way)
-        cls: Any = type(owner)
-        value = getattr(cls, kind, None)
+        value = _of_class(owner, kind)
         worker = here.worker
         known = type(value) is Value
         if not known or not self._may_go_on(worker, value.kind, name is not None, save):
@@ -300,9 +304,7 @@ class Ahead:
     def over(self, way: Callable[[], Any]) -> Any:
         """What a loop runs over: parts of a model, or what may change as the model runs."""
         values = self._at_rest(way)
-        cls: Any = type(values)
-        part = hasattr(cls, "watch")  # of a model
-        if self.open and not part:
+        if self.open and _of_class(values, "watch") is None:  # no part of a model
             self.wait()
             values = way()
         return values
