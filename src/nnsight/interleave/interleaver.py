@@ -142,18 +142,22 @@ class Interleaver:
             if self._is_away(worker):
                 continue
             if due:
-                self._fill(worker, visit)
+                found |= self._fill(worker, visit)
             while (request := worker.request) is not None and visit.is_for(request):
                 found = True
                 self.last = visit.location
                 self._answer(worker, request, visit)
         return found
 
-    def _fill(self, worker: Worker, visit: Visit) -> None:
-        """Give a worker what it has gone on without, as far as it is here."""
+    def _fill(self, worker: Worker, visit: Visit) -> bool:
+        """Give a worker what it has gone on without, as far as it is here.
+
+        Returns:
+            Whether that was what it was waiting for, so that it had a turn.
+        """
         dues = self._dues.take(worker, visit)
         if not dues:
-            return
+            return False
         self.last = visit.location
         for due in dues:
             try:
@@ -165,8 +169,10 @@ class Interleaver:
         if visit.pieces is not None:
             visit.value = visit.pieces.with_leaves(visit.value)
         request = worker.request
-        if request is not None and request.ready is not None and request.ready():
+        waited = request is not None and request.ready is not None and request.ready()
+        if waited:
             self._turn(worker, worker.resume)  # now, before blocks that were written after it
+        return waited
 
     def _fail_at(self, due: Due, error: BaseException) -> None:
         """Raise an error of a block that has ended, at the line that asked."""
