@@ -12,6 +12,7 @@ import torch
 from tests.behaviour.leaks import keeps_nothing
 from tests.behaviour.test_minilm import SENTENCES, _folder
 from tests.conftest import hooks_on
+from tests.modeling.named import ids, module_of
 
 from nnsight import LanguageModel
 from nnsight.toolbox.facts import fact_pairs, facts_folder
@@ -200,6 +201,60 @@ def test_head_ablation_in_every_step_is_that_of_a_hook(facts):
             facts.layers[3].attn.z[:, :, 1] = 0
         result = tracer.result.save()
     assert torch.equal(result, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["opt", "mixtral"])  # which flatten rows and tokens
+def test_rows_of_beams_are_rows(family):
+    model = LanguageModel(module_of(family))
+    options = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": 2}
+    with model.generate(ids(), num_beams=3, **options) as tracer:
+        shapes = [].save()
+        for _ in tracer.iter[:]:
+            layer = model.layers[1]
+            inner = layer.router.probs if family == "mixtral" else layer.mlp.act
+            shapes.append((tuple(inner.shape[:2]), tuple(layer.resid_post.shape[:2])))
+    assert shapes == [((6, 7), (6, 7)), ((6, 1), (6, 1))]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*never has these probabilities")
+def test_two_invokes_change_the_pattern_of_one_layer(facts):
+    alone = []
+    for prompt, head in ((PROMPT, 0), (OTHER, 2)):
+        with facts.trace(prompt):
+            facts.layers[3].attn.pattern[:, head] = 0
+            alone.append(facts.output.logits[:, -1].save())
+    with facts.trace() as tracer:
+        together = [].save()
+        for prompt, head in ((PROMPT, 0), (OTHER, 2)):
+            with tracer.invoke(prompt):
+                facts.layers[3].attn.pattern[:, head] = 0
+                together.append(facts.output.logits[:, -1])
+    for own, wanted in zip(together, alone, strict=True):
+        torch.testing.assert_close(own, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*never has these probabilities")
+def test_what_is_changed_after_a_barrier_is_in_force(facts):
+    with facts.trace(PROMPT):
+        pattern = facts.layers[1].attn.pattern
+        pattern[:] = 0
+        pattern[:, 0] = 1
+        wanted = facts.layers[1].attn.out.save()
+    with facts.trace() as tracer:
+        meet = tracer.barrier(2)
+        with tracer.invoke(PROMPT):
+            pattern = facts.layers[1].attn.pattern
+            pattern[:] = 0
+            meet()
+            pattern[:, 0] = 1
+            found = facts.layers[1].attn.out.save()
+        with tracer.invoke(PROMPT):
+            meet()
+            facts.layers[1].resid_post.save()
+    torch.testing.assert_close(found, wanted)
 
 
 @torch.no_grad()

@@ -120,6 +120,7 @@ NAMED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         _MASKED,
     ),
+    "bart-decoder": ("BartConfig", {**_HALVES, "encoder_layers": 3}, _CAUSAL),
     "t5": ("T5Config", _T5, _SEQ),
     "t5-gated": ("T5Config", {**_T5, "feed_forward_proj": "gated-gelu"}, _SEQ),
     "bart": ("BartConfig", _HALVES, _SEQ),

@@ -364,6 +364,8 @@ def test_the_originals_stay():
         "model.transformer.h.0",
         "model.transformer.h.1",
     ]
+    assert {"layers", "ln_final", "lm_head", "embed_tokens"} <= set(dir(model))
+    assert "encoder" not in dir(model) and "resid_post" in dir(model.layers[0])
     assert model.ln_final == model.transformer.ln_f and model.embed_tokens == model.transformer.wte
 
 

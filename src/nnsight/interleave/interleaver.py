@@ -42,6 +42,7 @@ class Interleaver:
         self.workers = workers
         self.sources = any(worker.sources for worker in workers)  # asks for operations, perhaps
         self.batch = batch
+        self.copies = 1  # how many rows the model makes of each: its beams
         # places between the steps of a run, which keep their last value: its visit, and it
         self.between: dict[Location, tuple[int, Any]] = {}
         self.visits: dict[Location, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.nn import Module, ModuleList
 
@@ -47,6 +47,14 @@ class Family:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f"`order` is {self.order!r}, not one of {', '.join(ORDERS)}")
+
+
+def alone(family: Family) -> Family:
+    """A stack of a model that has only this one: there is nothing else for it to look at."""
+    if not family.cross or family.stack != "decoder":
+        return family
+    mid = f"{family.attn_norm}.output" if family.attn_norm else family.mid
+    return replace(family, cross="", mid=mid)
 
 
 def at(module: Module, path: str) -> Module | None:

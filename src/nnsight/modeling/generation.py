@@ -227,6 +227,8 @@ def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
     if hasattr(getattr(model._module, "generation_config", None), "disable_compile"):
         kwargs.setdefault("disable_compile", True)  # a compiled model knows no hooks
     taken = inspect.signature(method).parameters
+    copies = _setting(model, kwargs, "num_return_sequences") or 1
+    run.copies = max(copies, _beams(model, kwargs))
     if "streamer" not in taken or _beams(model, kwargs) > 1:
         return
     ends = None

@@ -87,6 +87,9 @@ class HuggingFaceModel(NNsight):
                 return found
         return super().__getattr__(name)
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(n for n in standard.NAMES if standard.has(self, n))})
+
     def _opened(self) -> None:
         """What is left to do when all of `__init__` is done; a subclass calls it at its end."""
         if self._checks_names and self._dispatched:

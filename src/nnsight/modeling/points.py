@@ -133,10 +133,9 @@ def by_row(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _rows() -> int:
-    """How many rows of the batch the block sees."""
-    worker = here.worker
-    batch = worker.run.batch
-    return worker.rows.size if batch.split and worker.rows is not None else batch.total
+    """How many rows the block sees, beams included."""
+    run, own = here.worker.run, here.worker.rows
+    return run.copies * (own.size if run.batch.split and own is not None else run.batch.total)
 
 
 def heads(width: int) -> Look:

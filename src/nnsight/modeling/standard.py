@@ -27,6 +27,7 @@ from nnsight.modeling.family import (
     BY_GROUP,
     BY_HEAD,
     Family,
+    alone,
     at,
     chosen,
     guessed,
@@ -80,6 +81,7 @@ def _found(root: Module, name: str) -> list[Stack]:
         there = [f for f in families_of(config) if at(module, f.layers) is not None]
         if there:
             both = len(there) > 1
+            there = there if both else [alone(there[0])]
             return [_stack(f, base, module, f"{name}.{f.stack}" if both else name) for f in there]
     guess = guessed(root)
     if guess is None:
@@ -119,6 +121,14 @@ def lookup(model: Any, name: str) -> Any:
     if name == "layers":
         return _layers(model, stacks[0])
     return None if name in ("encoder", "decoder") else _single(model, stacks[-1], name)
+
+
+def has(model: Any, name: str) -> bool:
+    """Whether a whole model has the standard name `name`."""
+    try:
+        return lookup(model, name) is not None
+    except errors.NoSuchName:
+        return False
 
 
 def _single(model: Any, stack: Stack, name: str) -> Any:

@@ -15,10 +15,6 @@ import nnsight
 from nnsight import LanguageModel
 from nnsight.toolbox.facts import Pair, fact_pairs, facts_folder
 
-_LAYERS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers")
-_NORMS = ("transformer.ln_f", "model.norm", "gpt_neox.final_layer_norm")
-_HEADS = ("lm_head", "embed_out")
-
 
 def demo(model_name: str | None, clean: str | None, corrupted: str | None, plot: str) -> None:
     """Open a model: its tree, its hidden states, a logit lens and a patching sweep."""
@@ -36,26 +32,11 @@ def demo(model_name: str | None, clean: str | None, corrupted: str | None, plot:
     console.print(f"\n[dim]{time.perf_counter() - start:.1f} seconds[/dim]")
 
 
-# --- finding one's way in a model -----------------------------------------------------------------
-
-
-def _find(model: Any, paths: tuple[str, ...], what: str) -> Any:
-    for path in paths:
-        try:
-            return model.get(path)
-        except AttributeError:
-            continue
-    raise SystemExit(f"the demo does not know where this model keeps its {what}: {paths}")
-
-
-def _hidden(output: Any) -> torch.Tensor:
-    """The hidden state of a block, which is a tensor, or the first of a tuple in older releases."""
-    return output[0] if isinstance(output, tuple) else output
+# --- the prompts ----------------------------------------------------------------------------------
 
 
 def _tokens(model: Any, prompt: str) -> list[str]:
-    ids = model.tokenizer(prompt)["input_ids"]
-    return [model.tokenizer.decode([token]) for token in ids]
+    return [token.text for token in model.tokens(prompt).tokens]
 
 
 def _pair(model: Any, clean: str | None, corrupted: str | None, embedded: bool) -> Pair:
@@ -77,9 +58,8 @@ def _answer(model: Any, prompt: str) -> str:
 
 
 def _show_hidden_states(console: Console, model: Any, prompt: str) -> None:
-    layers = _find(model, _LAYERS, "layers")
     with model.trace(prompt):
-        states = nnsight.save([_hidden(layer.output) for layer in layers])
+        states = nnsight.save([layer.resid_post for layer in model.layers])
     table = Table(title=f"hidden states of {prompt!r}")
     for column in ("layer", "shape", "mean norm of a token"):
         table.add_column(column, justify="right")
@@ -93,10 +73,10 @@ def _show_lens(console: Console, model: Any, prompt: str) -> None:
 
     The logit lens of nostalgebraist, 2020.
     """
-    layers = _find(model, _LAYERS, "layers")
-    norm, head = _find(model, _NORMS, "final norm"), _find(model, _HEADS, "unembedding")
+    norm, head = model.ln_final, model.lm_head
     with model.trace(prompt):
-        lens = [head(norm(_hidden(layer.output)[:, -1])).softmax(-1)[0] for layer in layers[:-1]]
+        states = [layer.resid_post[:, -1] for layer in model.layers[:-1]]
+        lens = [head(norm(state)).softmax(-1)[0] for state in states]
         lens.append(model.output.logits[0, -1].softmax(-1))
         nnsight.save(lens)
     table = Table(title=f"logit lens at the last token of {prompt!r}")
@@ -115,18 +95,18 @@ def _sweep(console: Console, model: Any, pair: Pair) -> torch.Tensor:
 
     Activation patching (causal tracing): Vig et al., 2020; Meng et al., 2022.
     """
-    layers = _find(model, _LAYERS, "layers")
+    layers = model.layers
     answer = model.tokenizer(pair.clean_answer, add_special_tokens=False)["input_ids"][0]
     positions = min(len(_tokens(model, pair.clean)), len(_tokens(model, pair.corrupted)))
     with model.trace(pair.clean):
-        clean = nnsight.save([_hidden(layer.output).clone() for layer in layers])
+        clean = nnsight.save([layer.resid_post.clone() for layer in layers])
     results = torch.zeros(len(layers), positions)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("patching", total=results.numel())
         for index, layer in enumerate(layers):
             for position in range(-positions, 0):
                 with torch.no_grad(), model.trace(pair.corrupted):
-                    _hidden(layer.output)[:, position] = clean[index][:, position]
+                    layer.resid_post[:, position] = clean[index][:, position]
                     probability = model.output.logits[0, -1].softmax(-1)[answer].save()
                 results[index, position] = probability
                 progress.advance(task)
