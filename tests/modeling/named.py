@@ -128,7 +128,7 @@ NAMED: dict[str, tuple[str, dict[str, Any], str]] = {
 DECODERS = [f for f, (_, _, kind) in NAMED.items() if kind == _CAUSAL]
 ENCODERS = [f for f, (_, _, kind) in NAMED.items() if kind == _MASKED]
 ONE_STACK = [*DECODERS, *ENCODERS]
-_built: dict[tuple[str, str | None], torch.nn.Module] = {}
+_built: dict[tuple[str, str | None, str], torch.nn.Module] = {}
 
 
 def config_of(family: str, **more: Any) -> Any:
@@ -138,11 +138,15 @@ def config_of(family: str, **more: Any) -> Any:
     return getattr(transformers, name)(**{**settings, **more})
 
 
-def module_of(family: str, attention: str | None = None) -> torch.nn.Module:
-    """A model with weights large enough that patterns are far from even; kept for the session."""
+def module_of(family: str, attention: str | None = None, copy: str = "") -> torch.nn.Module:
+    """A model with weights large enough that patterns are far from even; kept for the session.
+
+    Args:
+        copy: one of its own, on which transformers has left no hooks.
+    """
     import transformers
 
-    if (family, attention) not in _built:
+    if (family, attention, copy) not in _built:
         torch.manual_seed(0)
         options = {} if attention is None else {"attn_implementation": attention}
         automodel = getattr(transformers, NAMED[family][2])
@@ -155,8 +159,8 @@ def module_of(family: str, attention: str | None = None) -> torch.nn.Module:
                     parameter.normal_(0, 0.15)
                 elif "bias" in name:
                     parameter.normal_(0, 0.05)
-        _built[family, attention] = module
-    return _built[family, attention]
+        _built[family, attention, copy] = module
+    return _built[family, attention, copy]
 
 
 def ids() -> torch.Tensor:

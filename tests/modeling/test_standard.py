@@ -329,7 +329,7 @@ def test_a_changed_pattern_mixes_the_values_anew(family):
 # --- what they are part of ------------------------------------------------------------------------
 
 
-ASKS_FOR_NUMBERS = ("gpt2", "opt", "opt-post-norm", *EXPERTS) if OLD else ()  # no scan gets through
+ASKS_FOR_NUMBERS = ("gpt2", "opt", "opt-post-norm", "bart-decoder", *EXPERTS) if OLD else ()
 
 
 @pytest.mark.parametrize("family", [f for f in DECODERS if f not in ASKS_FOR_NUMBERS])
@@ -415,3 +415,76 @@ def test_a_value_of_another_shape_is_refused():
         model.layers[1].attn.z = 0
         out = model.layers[1].attn.out.save()
     assert not out.any()
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+PROMPTS = ([5, 9, 31, 8, 40, 12], [7, 60, 22, 13])
+
+
+def read_layer(model: LanguageModel, family: str) -> dict[str, torch.Tensor]:
+    """A value of every shape that the second layer with attention has."""
+    index = next((i for i, layer in enumerate(model.layers) if hasattr(layer, "attn")), 1)
+    layer = model.layers[index]
+    found = {"resid_pre": layer.resid_pre}
+    if family != "mamba":
+        found |= {"q": layer.attn.q, "k": layer.attn.k}
+        if family in PATTERNED:
+            found["pattern"] = layer.attn.pattern
+        found |= {"z": layer.attn.z, "out": layer.attn.out}
+    if hasattr(layer, "router") and family != "jamba":
+        found["probs"] = layer.router.probs
+    found["resid_post"] = layer.resid_post
+    return found
+
+
+@pytest.mark.parametrize("family", ONE_STACK)
+def test_each_invoke_sees_what_its_prompt_has_alone(family):
+    model = LanguageModel(module_of(family, copy="rows"))
+    alone = []
+    for prompt in PROMPTS:
+        with model.trace(prompt):
+            values = read_layer(model, family).save()
+        alone.append(values)
+    rows = []
+    with model.trace() as tracer:
+        for prompt in PROMPTS:
+            with tracer.invoke(prompt):
+                rows.append(read_layer(model, family))
+    left = model._format.side == "left"
+    for prompt, values, wanted in zip(PROMPTS, rows, alone, strict=True):
+        real = slice(-len(prompt), None) if left else slice(len(prompt))
+        for name, value in values.items():
+            own = value[:, :, real, real] if name == "pattern" else value[:, real]
+            torch.testing.assert_close(own, wanted[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", ONE_STACK)
+def test_a_change_in_one_invoke_is_that_of_its_prompt_alone(family):
+    model = LanguageModel(module_of(family, copy="rows"))
+    index = next((i for i, layer in enumerate(model.layers) if hasattr(layer, "attn")), 1)
+
+    def change(layer: Any) -> None:
+        if family != "mamba":
+            layer.attn.z[:, :, 1] = 0
+        if hasattr(layer, "router") and family != "jamba":
+            layer.router.probs = layer.router.probs.flip(-1)
+        elif family != "mamba":
+            layer.mlp.act[..., :7] = 0.3
+        layer.resid_post = layer.resid_post * 1.5
+
+    with model.trace(PROMPTS[1]):
+        change(model.layers[index])
+        solo = model.output.logits.save()
+    with model.trace(PROMPTS[0]):
+        plain = model.output.logits.save()
+    with model.trace() as tracer:
+        with tracer.invoke(PROMPTS[0]):
+            untouched = model.output.logits.save()
+        with tracer.invoke(PROMPTS[1]):
+            change(model.layers[index])
+            changed = model.output.logits.save()
+    left = model._format.side == "left"
+    real = slice(-4, None) if left else slice(4)
+    torch.testing.assert_close(changed[:, real], solo, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(untouched, plain, atol=1e-4, rtol=1e-4)
