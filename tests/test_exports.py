@@ -20,6 +20,7 @@ SURFACE = {
     "OutsideTraceError",
     "SourceNotAvailable",
     "Trace",
+    "VisionLanguageModel",
     "WithBlockNotFoundError",
     "WrapperModule",
     "__version__",

@@ -35,12 +35,14 @@ from nnsight.version import __version__
 
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
+    from nnsight.modeling.vlm import VisionLanguageModel
 
 _LAZY = {  # imported when first asked for
     "ExceptionWrapper": "nnsight.intervention.tracing.util",
     "LanguageModel": "nnsight.modeling.language",
     "Object": "nnsight.hint",
     "Tracer": "nnsight.capture.tracer",
+    "VisionLanguageModel": "nnsight.modeling.vlm",
 }
 _OLD_ADDRESSES = ("intervention", "schema", "tracing", "util")  # `nnsight.util.apply` as it stands
 _PLAIN = {  # what the releases before 0.5 had words of their own for
@@ -72,6 +74,7 @@ __all__ = [
     "OutsideTraceError",
     "SourceNotAvailable",
     "Trace",
+    "VisionLanguageModel",
     "WithBlockNotFoundError",
     "WrapperModule",
     "__version__",

@@ -14,7 +14,7 @@ from nnsight import nested
 from nnsight.interleave.batching import Batch, assemble, combine, count_rows
 from nnsight.interleave.errors import BatchError
 from nnsight.interleave.location import SKIP
-from nnsight.interleave.rows import Rows
+from nnsight.interleave.rows import Rows, Uneven
 from tests.interleave.scripted import Script
 
 TOTAL = 5
@@ -408,3 +408,29 @@ def test_one_input_is_taken_as_it_is():
 def test_inputs_that_cannot_become_one_batch(one, two):
     with pytest.raises(BatchError, match="Can't batch these invokes"):
         combine([(one, {}), (two, {})])
+
+
+# --- blocks with unlike many ----------------------------------------------------------------------
+
+
+class Images(Batch):
+    """The first block has one image of four, the second none, the third three."""
+
+    def share(self, value: torch.Tensor, location: Any, leaf: int) -> Uneven | None:
+        own = {FIRST: Rows(0, 1), MIDDLE: Rows(1, 0), LAST: Rows(1, 3)}
+        return Uneven(own) if value.shape[0] == 4 else None
+
+
+def test_a_block_has_its_own_many():
+    batch, value = Images(TOTAL, split=True), torch.arange(8.0).view(4, 2)
+    for rows, expected in ((FIRST, value[:1]), (MIDDLE, value[:0]), (LAST, value[1:])):
+        assert torch.equal(batch.narrow(value, rows, AT), expected)
+    cuts: list[Any] = []
+    widened = batch.widen(value, LAST, torch.zeros(3, 2), AT, cuts)
+    assert torch.equal(widened, torch.cat([value[:1], torch.zeros(3, 2)]))
+    before = cuts[0].versions()
+    widened[:1] = 9  # in rows that nobody replaced: the tensor before has them too
+    cuts[0].mend(FIRST, before)
+    assert value.tolist() == [[9, 9], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(BatchError):
+        batch.widen(value, LAST, torch.zeros(2, 2), AT)

@@ -11,6 +11,7 @@ and the second are told apart: the first reads a prompt.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import functools
 import random
@@ -24,6 +25,7 @@ from torch.nn import Module
 
 from nnsight import nested
 from nnsight.capture.traceback import warn
+from nnsight.envoy.handoff import collects
 from nnsight.envoy.operations import Operation, watch_twin
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
@@ -47,13 +49,13 @@ def _input_sizes(values: Any) -> set[int]:
     return {near for size in sizes for near in (size - 1, size, size + 1, 2 * size, size // 2)}
 
 
-def _signature(value: Any) -> Any:
+def signature(value: Any) -> Any:
     """What decides how a model treats an input: shapes and plain values, in their containers."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype
     members = nested.parts(value)
     if members is not None:
-        return type(value), tuple((key, _signature(member)) for key, member in members.items())
+        return type(value), tuple((key, signature(member)) for key, member in members.items())
     plain = (bool, int, float, str, type(None))
     return value if isinstance(value, plain) else type(value)
 
@@ -76,8 +78,8 @@ def _twin(module: Module) -> Module:
             may only collect values: with them and without them the twin would be wrong.
     """
     for inner in module.modules():
-        for key in (*inner._forward_hooks, *inner._forward_pre_hooks):
-            if not isinstance(key, tuple):
+        for key, hook in (*inner._forward_hooks.items(), *inner._forward_pre_hooks.items()):
+            if not isinstance(key, tuple) and not collects(hook):
                 raise TypeError("it has hooks of its own, which would be called once more")
     return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
 
@@ -129,11 +131,9 @@ Recorder = Callable[[Module, Callable[[str, str, Any], None]], Callable[[], None
 def measure(
     module: Module,
     call: functools.partial[Any],
-    total: int,
-    rows: int,
     record: Recorder = _record,
 ) -> Lengths:
-    """The first length of values of `module`, were the batch `rows` and not `total` long.
+    """The first length of the values of `module` in a call like `call`, made of a twin.
 
     Args:
         record: has the values that it is about kept when the twin runs, and returns what ends
@@ -143,10 +143,11 @@ def measure(
     with _same_randomness(module), _outside_the_run(), torch.no_grad():
         twin = _twin(module)
         done = record(twin, functools.partial(_keep, lengths))
-        args, kwargs = _with_rows((call.args, call.keywords), total, rows)
         method = twin if call.func is module else getattr(twin, call.func.__name__)
         try:
-            _keep(lengths, "", RESULT, method(*args, **kwargs))
+            # in no context: what the model's own call collects is not to get the twin's values
+            value = contextvars.Context().run(method, *call.args, **call.keywords)
+            _keep(lengths, "", RESULT, value)
         finally:
             done()
     return lengths
@@ -178,11 +179,11 @@ class BatchAxis:
         self.step: Callable[[], int] = lambda: 0  # which step the run is at
 
     def __call__(self, location: Location, leaf: int, length: int) -> bool | None:
-        if length == self._total and not self._doubtful:
+        if length == self._total and not self.doubtful:
             return True
         if getattr(type(location.owner), "between_steps", False):
             return True
-        path, kind = self._key(location)
+        path, kind = self.key(location)
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)
         later = self.step() > 0 and (path, kind, True) in self._lengths
@@ -191,7 +192,8 @@ class BatchAxis:
             return None
         return lengths[leaf] == self._rows * (length // self._total)
 
-    def _key(self, location: Location) -> tuple[str, str]:
+    def key(self, location: Location) -> tuple[str, str]:
+        """Under which path and kind the lengths at `location` are kept."""
         path = location.owner.path
         if not path:
             return "", RESULT
@@ -204,7 +206,8 @@ class BatchAxis:
         return self._memory["sizes"] | _input_sizes((self._call.args, self._call.keywords))
 
     @functools.cached_property
-    def _doubtful(self) -> bool:
+    def doubtful(self) -> bool:
+        """Whether a length may be that of the batch by chance."""
         return self._total in self._sizes or self._total in self._also
 
     @functools.cached_property
@@ -216,7 +219,7 @@ class BatchAxis:
     def _lengths(self) -> Lengths:
         args, kwargs = self._call.args, self._call.keywords
         method = getattr(self._call.func, "__name__", None)  # none of a module
-        key = (method, self._total, self._module.training, _signature((args, kwargs)))
+        key = (method, self._total, self._module.training, signature((args, kwargs)))
         if key not in self._memory:
             self._memory[key] = self._rows, self._measure()
         self.__dict__["_rows"], lengths = self._memory[key]
@@ -239,9 +242,11 @@ class BatchAxis:
         try:
             if method is not self._module and getattr(method, "__self__", None) is not self._module:
                 raise TypeError("a function cannot be run on a twin")
-            return measure(self._module, self._call, self._total, self._rows, record)
+            given = self._call.args, self._call.keywords
+            args, kwargs = _with_rows(given, self._total, self._rows)
+            return measure(self._module, functools.partial(method, *args, **kwargs), record)
         except Exception as error:
-            if self._doubtful:
+            if self.doubtful:
                 warn(
                     f"this batch has {self._total} rows, which is also a size of the model or of "
                     f"an input, and the model cannot be run again to tell them apart ({error}). "

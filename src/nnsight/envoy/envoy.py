@@ -348,7 +348,7 @@ class Envoy(Node):
             run.batch.varies.step = passage.step
         handoff.enter(self._module, passage, run, keep)
 
-    def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
+    def _batch_of(self, total: int, split: bool, call: Any, given: list[Inputs]) -> Batch:
         return self._split_over(total, call) if split else Batch(total)
 
     def _split_over(self, total: int, trial: Any, also: Collection[int] = ()) -> Batch:

@@ -74,7 +74,24 @@ def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     key: Any = new_key()
     hooks: Any = module._forward_hooks
     run.at_close(hooks.pop, key, None)
+    if collectors := [known for known, other in hooks.items() if collects(other)]:
+        run.at_close(_in_order, hooks, list(hooks))
     hooks[key] = Hook(hook)
+    for known in collectors:
+        hooks.move_to_end(known)
+
+
+def collects(hook: Any) -> bool:
+    """Whether `hook` is one that transformers collects `hidden_states` by, when they are wanted.
+
+    What it collects the model goes on with, so it is to see what blocks assign.
+    """
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def _in_order(hooks: Any, order: list[Any]) -> None:
+    for key in filter(hooks.__contains__, order):
+        hooks.move_to_end(key)
 
 
 def _pre_hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:

@@ -22,7 +22,7 @@ from nnsight.interleave import errors
 from nnsight.interleave.cuts import Cut
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Piece
-from nnsight.interleave.rows import Rows
+from nnsight.interleave.rows import Even, Rows, Share, with_parts
 
 Varies = Callable[[Location, int, int], "bool | None"]
 Note = Callable[[torch.Tensor, Piece], None]
@@ -56,6 +56,11 @@ class Batch:
             return 0
         return length // self.total if self.varies(location, leaf, length) else 0
 
+    def share(self, value: torch.Tensor, location: Location, leaf: int) -> Share | None:
+        """How `value` belongs to the rows of the batch; None if it is whole for everyone."""
+        each = self.per_row(value, location, leaf)
+        return Even(each) if each else None
+
     def narrow(
         self, value: Any, rows: Rows | None, location: Location, note: Note | None = None
     ) -> Any:
@@ -71,10 +76,11 @@ class Batch:
         def own(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal count
             count += 1
-            each = self.per_row(tensor, location, count)
-            if not each:
+            share = self.share(tensor, location, count)
+            if share is None:
                 return tensor
-            piece = Piece(tensor, rows.start * each, rows.size * each)
+            (part,) = share.parts(rows)
+            piece = Piece(tensor, part.start, part.size)
             view = piece.rows(tensor)
             if note is not None and (tensor.is_floating_point() or tensor.is_complex()):
                 note(view, piece)
@@ -168,10 +174,11 @@ class _Widening:
         if not isinstance(new, torch.Tensor):
             raise self._structure(full, new)
         rows = self.rows
-        each = self.batch.per_row(full, self.location, self.leaf)
-        if not each:
+        share = self.batch.share(full, self.location, self.leaf)
+        if share is None:
             return new  # everybody's: replaced for the whole batch
-        own = full.narrow(0, rows.start * each, rows.size * each)
+        (part,) = share.parts(rows)
+        own = full.narrow(0, part.start, part.size)
         if _same_view(new, own):
             return full
         if new.shape != own.shape:
@@ -179,10 +186,9 @@ class _Widening:
             raise errors.wrong_rows(self.location, nested.describe(new), expected)
         if new.dtype != full.dtype:
             raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
-        before, after = full[: rows.start * each], full[rows.stop * each :]
-        merged = torch.cat([before, new.to(full.device), after])
+        merged = with_parts(full, (part,), new.to(full.device))
         if self.cuts is not None:
-            self.cuts.append(Cut(full, merged, each, (rows,)))
+            self.cuts.append(Cut(full, merged, share, (rows,)))
         return merged
 
     def _structure(self, full: Any, new: Any) -> errors.BatchError:

@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 
 from nnsight import nested
-from nnsight.interleave.rows import Rows
+from nnsight.interleave.rows import Rows, Share
 
 Versions = tuple[int, int]
 
@@ -25,15 +25,15 @@ class Cut:
     Args:
         old: the tensor before.
         new: what the model goes on with.
-        each: how much of the first dimension belongs to each row.
+        share: how their first dimension belongs to the rows.
         replaced: the rows that are not the same in both.
     """
 
     def __init__(
-        self, old: torch.Tensor, new: torch.Tensor, each: int, replaced: tuple[Rows, ...]
+        self, old: torch.Tensor, new: torch.Tensor, share: Share, replaced: tuple[Rows, ...]
     ) -> None:
         self._old, self._new = ref(old), ref(new)
-        self._each, self._replaced = each, replaced
+        self._share, self._replaced = share, replaced
         # what the rows hold in both; only where torch counts no changes, and so must be compared
         self._kept = old.detach().clone() if old.is_inference() or new.is_inference() else None
 
@@ -47,7 +47,7 @@ class Cut:
         old, middle, new = self._old(), self._new(), later._new()
         if old is None or new is None or middle is None or middle is not later._old():
             return None
-        return Cut(old, new, self._each, self._replaced + later._replaced)
+        return Cut(old, new, self._share, self._replaced + later._replaced)
 
     def versions(self) -> Versions | None:
         """How often both were changed in place; None where torch does not count."""
@@ -86,15 +86,19 @@ class Cut:
 
     def _shared(self, rows: Rows | None, length: int) -> Iterator[tuple[int, int]]:
         """Where the rows that a block sees are the same in both: starts and sizes."""
-        start, stop = (0, length // self._each) if rows is None else (rows.start, rows.stop)
-        for replaced in sorted(self._replaced, key=lambda r: r.start):
-            if replaced.stop <= start or replaced.start >= stop:
-                continue
-            if replaced.start > start:
-                yield start * self._each, (replaced.start - start) * self._each
-            start = replaced.stop
-        if stop > start:
-            yield start * self._each, (stop - start) * self._each
+        seen = (Rows(0, length),) if rows is None else self._share.parts(rows)
+        replaced = [part for own in self._replaced for part in self._share.parts(own)]
+        replaced.sort(key=lambda part: part.start)
+        for part in seen:
+            start = part.start
+            for other in replaced:
+                if other.stop <= start or other.start >= part.stop:
+                    continue
+                if other.start > start:
+                    yield start, other.start - start
+                start = other.stop
+            if part.stop > start:
+                yield start, part.stop - start
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

@@ -1,8 +1,12 @@
-"""`Rows`: which part of a batch belongs to one block."""
+"""`Rows`: which part of a batch belongs to one block, and where that is in a tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -15,3 +19,41 @@ class Rows:
     @property
     def stop(self) -> int:
         return self.start + self.size
+
+
+class Share(Protocol):
+    """How the first dimension of a tensor belongs to the rows of a batch."""
+
+    def parts(self, rows: Rows) -> tuple[Rows, ...]:
+        """Where in the tensor `rows` are: one part or more, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Even:
+    """So many to each row."""
+
+    each: int = 1
+
+    def parts(self, rows: Rows) -> tuple[Rows, ...]:
+        return (Rows(rows.start * self.each, rows.size * self.each),)
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """To each block its own many: images, where one prompt has more of them than another."""
+
+    own: Mapping[Rows, Rows]  # for the rows of each block, its part
+
+    def parts(self, rows: Rows) -> tuple[Rows, ...]:
+        return (self.own[rows],)
+
+
+def with_parts(full: torch.Tensor, parts: Iterable[Rows], new: torch.Tensor) -> torch.Tensor:
+    """`full` with `new` in place of its `parts`, as a tensor of its own."""
+    pieces: list[torch.Tensor] = []
+    end = taken = 0
+    for part in parts:
+        pieces += full[end : part.start], new[taken : taken + part.size]
+        end, taken = part.stop, taken + part.size
+    return torch.cat([*pieces, full[end:]])

@@ -397,3 +397,59 @@ def which_row(count: int) -> ValueError:
 
 def no_ids() -> ValueError:
     return ValueError("These inputs hold no tokens: `tokens()` takes a prompt or token ids.")
+
+
+# --- images ----------------------------------------------------------------------------------
+
+
+def no_processor() -> ValueError:
+    return ValueError(
+        "There are images, and the model has no processor to read them with. Pass one when the "
+        "model is made, `VisionLanguageModel(module, processor=processor)`, or pass what a "
+        "processor returned."
+    )
+
+
+def no_processor_at(source: str, reason: BaseException) -> LoadError:
+    return LoadError(
+        f"The processor of {source!r} could not be loaded: {_first(reason)} Pass another, as an "
+        "object or by where it lies: `processor=`."
+    )
+
+
+def images_without_text() -> ValueError:
+    return ValueError(
+        "There are images without a text that says where they are. Pass the prompt too: "
+        "`trace(prompt, images=[...])`; token ids go with what the processor made of the images, "
+        "`trace(input_ids=..., pixel_values=...)`."
+    )
+
+
+def images_beside_ids() -> ValueError:
+    return ValueError(
+        "A prompt with images is text or a chat, and this one mixes text with token ids. Give "
+        "each an invoke of its own."
+    )
+
+
+def image_places(number: int, places: int, count: int, token: str) -> ValueError:
+    return ValueError(
+        f"Prompt {number} has {places} place(s) for an image ({token!r}), and {count} image(s) "
+        f"came with it. Write {token!r} once for each image, or pass a chat, whose template does."
+    )
+
+
+def images_for_prompts(count: int, prompts: int) -> ValueError:
+    return ValueError(
+        f"It cannot be told which of {prompts} prompts each of {count} image(s) or lists of images "
+        "belongs to. Pass a list of images for each prompt: `images=[[a], [], [b, c]]`."
+    )
+
+
+def unequal_images(name: str, shapes: Iterable[Sequence[int]]) -> ValueError:
+    listed = ", ".join(str(tuple(shape)) for shape in shapes)
+    return ValueError(
+        f"Can't batch these invokes: their images differ in size (`{name}` has the shapes "
+        f"{listed}), and this model takes one size in a batch. Resize the images to one size, or "
+        "use a trace for each."
+    )

@@ -34,6 +34,7 @@ class Format:
     seq2seq: bool = False  # an encoder with a decoder, whose tokens have a length of their own
     position_limit: int | None = None  # tokens that fit, if the positions are a table
     first_position: int = 0  # the position id of the first token
+    places_itself: bool = False  # it works positions out from the mask and the images
     method: str = "__call__"  # the one that is called with the inputs
     _taken: dict[str, Accepts] = field(default_factory=dict, repr=False)
 
@@ -75,7 +76,7 @@ class Format:
 
     @property
     def takes_positions(self) -> bool:
-        return "position_ids" in self.taken.names
+        return not self.places_itself and "position_ids" in self.taken.names
 
     @property
     def predicts_next(self) -> bool:

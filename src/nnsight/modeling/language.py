@@ -187,9 +187,11 @@ class LanguageModel(HuggingFaceModel):
         if fn == generation.METHOD:
             generation.prepare(self, run, call)
 
-    def _batch_of(self, total: int, split: bool, call: functools.partial[Any]) -> Batch:
+    def _batch_of(
+        self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
+    ) -> Batch:
         if not split or call.func != getattr(self._module, generation.METHOD, None):
-            return super()._batch_of(total, split, call)
+            return super()._batch_of(total, split, call, given)
         lengths = generation.lengths(self, call.keywords)
         return self._split_over(total, generation.two_steps(call), lengths)
 

@@ -55,6 +55,10 @@ class Loader(Protocol):
         """The tokenizer that belongs to the model; None if the source has none."""
         ...
 
+    def processor(self, place: str | Path | None) -> Any:
+        """The processor at `place`, or else the model's own; None if the source has none."""
+        ...
+
 
 def loader(
     source: Any,
@@ -118,6 +122,9 @@ class Loaded:
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
 
+    def processor(self, place: str | Path | None) -> Any:
+        return None if place is None else read_processor(place, {})
+
 
 class Untrained:
     """A config: the architecture it describes, with random weights."""
@@ -149,6 +156,9 @@ class Untrained:
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
+
+    def processor(self, place: str | Path | None) -> Any:
+        return None if place is None else read_processor(place, {})
 
 
 class Checkpoint:
@@ -201,6 +211,9 @@ class Checkpoint:
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return read_tokenizer(self.source, {**self._hub, **options})
+
+    def processor(self, place: str | Path | None) -> Any:
+        return read_processor(self.source if place is None else place, self._hub)
 
 
 # --- building --------------------------------------------------------------------------------
@@ -322,6 +335,21 @@ def read_tokenizer(source: str | Path, options: Mapping[str, Any]) -> Any:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_processor(source: str | Path, options: Mapping[str, Any]) -> Any:
+    """What makes the model's inputs at `source`: a processor, or the part of one that is there.
+
+    Raises:
+        LoadError: there is none, it cannot be reached, or it needs a package that is not there.
+    """
+    from transformers import AutoProcessor
+
+    source = _place(source)
+    try:
+        return AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as reason:
+        raise errors.no_processor_at(source, reason) from reason
 
 
 def _place(source: str | Path) -> str:

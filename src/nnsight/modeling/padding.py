@@ -23,6 +23,7 @@ FILLS: dict[str, object] = {
     "inputs_embeds": 0,
     "attention_mask": 0,
     "token_type_ids": 0,
+    "mm_token_type_ids": 0,
     "position_ids": 0,
     "labels": -100,  # the target that a loss ignores
     "decoder_input_ids": _PADDING_ID,
@@ -122,7 +123,7 @@ def _default(
         return None
     if name == "position_ids" and example.ndim == 2:
         return positions(mask, format.first_position)
-    if name == "token_type_ids":
+    if name in ("token_type_ids", "mm_token_type_ids"):
         return torch.zeros_like(mask, dtype=torch.long)
     if name == "labels" and not example.is_floating_point():
         ignored = torch.full_like(mask, -100, dtype=torch.long)

@@ -72,8 +72,8 @@ class Model(Protocol):
         """From now on in `run`, show `see` the values of these modules whenever it comes by."""
         ...
 
-    def _batch_of(self, total: int, split: bool, call: Any) -> Batch:
-        """How the rows of a combined input belong to its invokes."""
+    def _batch_of(self, total: int, split: bool, call: Any, given: list[Inputs]) -> Batch:
+        """How the rows of a combined input belong to the invokes that were `given` its parts."""
         ...
 
     def _edits(self) -> list[Any]:

@@ -329,7 +329,8 @@ class Trace(Tracer):
         workers = [*stored, *workers]
         args, kwargs = self._prepare(args, kwargs)
         call = functools.partial(model._callable(self.fn), *args, **kwargs)
-        batch = model._batch_of(total, split, call)
+        given = [invoke.given for invoke in self.invokes]
+        batch = model._batch_of(total, split, call, given)
 
         def enter(run: Interleaver) -> None:
             if stored:

@@ -1,0 +1,168 @@
+"""Models of a few thousand random weights, whole in every part, to try code on in a second.
+
+Each is the real architecture from its own config, with a tokenizer and a processor made on the
+spot: nothing is downloaded. What they answer means nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_WORDS = [
+    "What is in this picture? A cat and a dog on a red mat.",
+    "Where is the tower in this photo? In the city of Paris.",
+    "the quick brown fox jumps over the lazy dog",
+]
+_IMAGE = 28  # pixels on a side
+_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def tokenizer(*special: str) -> Any:
+    """A byte-level tokenizer that has been trained on three sentences.
+
+    Args:
+        special: its special tokens; the first one ends a sequence and pads.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = special or ("<end>",)
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words.train_from_iterator(_WORDS * 4, trainer)
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), special[0])
+    return _of("PreTrainedTokenizerFast")(tokenizer_object=words, **ends)
+
+
+def llava() -> tuple[torch.nn.Module, Any]:
+    """A LLaVA and its processor; `<image>` in a prompt is where an image goes."""
+    words = tokenizer("<end>", "<image>")
+    processor = _of("LlavaProcessor")(
+        image_processor=_clip_images(),
+        tokenizer=words,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(
+            "{% for message in messages %}[{{ message['role'] }}] "
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
+            "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+            "{% endfor %}{% endif %} {% endfor %}"
+            "{% if add_generation_prompt %}[assistant] {% endif %}"
+        ),
+    )
+    eyes = _of("CLIPVisionConfig")(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=_IMAGE,
+        patch_size=14,
+    )
+    config = _of("LlavaConfig")(
+        vision_config=eyes,
+        text_config=_of("LlamaConfig")(**_TEXT),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    return _of("LlavaForConditionalGeneration")(config).eval(), processor
+
+
+def qwen_vl(release: str = "2.5") -> tuple[torch.nn.Module, Any]:
+    """A Qwen-VL, which takes images of any size, and its processor.
+
+    `<|vision_start|><|image_pad|><|vision_end|>` in a prompt is where an image goes.
+
+    Args:
+        release: `"2"` or `"2.5"`.
+    """
+    special = "<|endoftext|> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|>".split()
+    processor = _without_videos(_of("Qwen2VLProcessor"))(
+        image_processor=_built(
+            "Qwen2VLImageProcessor",
+            min_pixels=4 * 14 * 14,
+            max_pixels=64 * 14 * 14,
+            patch_size=14,
+            merge_size=2,
+            temporal_patch_size=2,
+        ),
+        tokenizer=tokenizer(*special),
+    )
+    rotary: dict[str, Any] = {
+        "rope_type": "default",
+        "mrope_section": [2, 3, 3],
+        "rope_theta": 10000.0,
+    }
+    eyes: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+    if release == "2":
+        kind = _of("Qwen2VLForConditionalGeneration")
+        eyes |= {"embed_dim": 32, "mlp_ratio": 2}
+    else:
+        kind = _of("Qwen2_5_VLForConditionalGeneration")
+        eyes |= {"out_hidden_size": 32, "intermediate_size": 48, "window_size": 56}
+        eyes["fullatt_block_indexes"] = [1]
+    ids = dict(zip(_QWEN_IDS, range(1, 5), strict=True))
+    rotary = {"rope_parameters": rotary, "rope_scaling": rotary}
+    config = kind.config_class(text_config={**_TEXT, **rotary}, vision_config=eyes, **ids)
+    torch.manual_seed(0)
+    return kind(config).eval(), processor
+
+
+_QWEN_IDS = (
+    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
+)  # fmt: skip
+
+
+def _clip_images() -> Any:
+    return _built(
+        "CLIPImageProcessor",
+        size={"shortest_edge": _IMAGE},
+        crop_size={"height": _IMAGE, "width": _IMAGE},
+    )
+
+
+def _of(name: str) -> Any:
+    """A class of transformers, which is imported when it is needed."""
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def _built(name: str, **settings: Any) -> Any:
+    """An image processor that needs Pillow only, not torchvision."""
+    import transformers
+
+    kind: Any = getattr(transformers, f"{name}Pil", None) or _of(name)
+    return kind(**settings)
+
+
+def _without_videos(kind: Any) -> Any:
+    """A processor that reads no videos, which need torchvision."""
+
+    def check(self: Any, name: str, value: Any) -> Any:
+        if name == "video_processor":
+            return value
+        return kind.check_argument_for_proper_class(self, name, value)
+
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
