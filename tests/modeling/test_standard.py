@@ -369,6 +369,17 @@ def test_the_originals_stay():
     assert model.ln_final == model.transformer.ln_f and model.embed_tokens == model.transformer.wte
 
 
+def test_names_of_the_users_own_come_first():
+    module = module_of("gpt2")
+    same = LanguageModel(module, rename={"transformer.h": "layers", "mlp": "ff"})
+    with same.trace(ids()):
+        hidden = same.layers[1].resid_post.save()
+        other = same.layers[2].ff.output.save()
+    assert hidden.shape == other.shape == (2, 7, 32)
+    own = LanguageModel(module, rename={"transformer.wte": "layers", "transformer.wpe": "ln_final"})
+    assert own.layers == own.transformer.wte and own.ln_final == own.transformer.wpe
+
+
 def test_a_name_that_a_model_lacks_says_why():
     jamba = model_of("jamba")
     with pytest.raises(

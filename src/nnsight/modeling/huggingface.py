@@ -81,11 +81,8 @@ class HuggingFaceModel(NNsight):
             self.import_edits(None if import_edits is True else import_edits)
 
     def __getattr__(self, name: str) -> Any:
-        if name in standard.NAMES and name not in self._aliases():
-            found = standard.lookup(self, name)
-            if found is not None:
-                return found
-        return super().__getattr__(name)
+        found = standard.lookup(self, name) if name in standard.NAMES else None
+        return super().__getattr__(name) if found is None else found
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *(n for n in standard.NAMES if standard.has(self, n))})

@@ -34,7 +34,7 @@ KERNEL = "kernel"
 
 def told_of(node: Any) -> set[str]:
     """What users of a model have been told of already."""
-    return node.tree.memory.setdefault("told", {}).setdefault("", set())
+    return node.tree.memory.setdefault("<names>", {}).setdefault("told", set())
 
 
 def kernel_of(node: Any, name: str) -> tuple[str, Operation]:

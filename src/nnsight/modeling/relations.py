@@ -8,7 +8,7 @@ import torch
 
 from nnsight.modeling import errors
 from nnsight.modeling.family import BETWEEN, ODD, PARALLEL, POST, PRE, Family, chosen
-from nnsight.modeling.standard import Stack
+from nnsight.modeling.stacks import Stack
 
 Values = dict[str, torch.Tensor]
 _SUM = {PRE: "{} + {}.out", POST: "norm({} + {}.out)", BETWEEN: "{} + norm({}.out)"}

@@ -24,7 +24,7 @@ from nnsight.modeling.family import PARALLEL
 from nnsight.modeling.kernel import KERNEL, told_of
 from nnsight.modeling.names_report import Finding, NamesReport
 from nnsight.modeling.relations import Check, Values, check_layer
-from nnsight.modeling.standard import Stack, stacks_of
+from nnsight.modeling.stacks import Stack, stacks_of
 
 _TOKENS = 5
 _ATTENTION = ("q", "k", "v", "q_rot", "k_rot", "pattern", "z", "out")

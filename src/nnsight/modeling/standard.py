@@ -12,8 +12,7 @@ Nothing of this is done for a model until one of the names is used on it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 from torch.nn import Module
@@ -21,17 +20,7 @@ from torch.nn import Module
 from nnsight.envoy.envoy import Envoy
 from nnsight.interleave.location import INPUT, OUTPUT, Location
 from nnsight.modeling import errors
-from nnsight.modeling.architectures import families_of
-from nnsight.modeling.family import (
-    BLOCKS,
-    BY_GROUP,
-    BY_HEAD,
-    Family,
-    alone,
-    at,
-    chosen,
-    guessed,
-)
+from nnsight.modeling.family import BLOCKS, BY_GROUP, BY_HEAD, at, chosen
 from nnsight.modeling.kernel import meetable, pattern_of, turned_of
 from nnsight.modeling.points import (
     Look,
@@ -45,82 +34,28 @@ from nnsight.modeling.points import (
     of_each_head,
 )
 from nnsight.modeling.router import probabilities_of
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One stack of layers of a model."""
-
-    family: Family
-    base: str  # where the model is that the paths of the family start at
-    name: str  # "model.layers", "model.decoder.layers": as users write it
-    heads: int  # of each layer's attention; 0 if the config does not say
-    width: int  # of a head
-    groups: int  # of heads, each with a key and a value of its own
-    known: bool = True  # the family is in the table
-
-    def path(self, inside: str) -> str:
-        """A path from the model, of one from the base."""
-        return ".".join(part for part in (self.base, inside) if part)
-
-
-# --- finding the stacks of a model ----------------------------------------------------------------
-
-
-def stacks_of(model: Any) -> Sequence[Stack]:
-    """The stacks of a wrapped model, found when they are first asked for."""
-    known = model.tree.memory.setdefault("", {})
-    if known.get("root") is not model._module:
-        known["root"], known["stacks"] = model._module, tuple(_found(model._module, model._path))
-    return known["stacks"]
-
-
-def _found(root: Module, name: str) -> list[Stack]:
-    for base, module in root.named_modules():
-        config = getattr(module, "config", None)
-        there = [f for f in families_of(config) if at(module, f.layers) is not None]
-        if there:
-            both = len(there) > 1
-            there = there if both else [alone(there[0])]
-            return [_stack(f, base, module, f"{name}.{f.stack}" if both else name) for f in there]
-    guess = guessed(root)
-    if guess is None:
-        return []
-    base, family = guess
-    return [replace(_stack(family, base, root.get_submodule(base), name), known=False)]
-
-
-def _stack(family: Family, base: str, module: Any, name: str) -> Stack:
-    config = getattr(module, "config", None)
-    count = getattr(config, family.heads, None) or 0
-    width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
-    if not width and count:
-        width = config.hidden_size // count  # type: ignore[union-attr] # it has heads
-    return Stack(family, base, f"{name}.layers", count, width or 0, _groups(config) or count)
-
-
-def _groups(config: Any) -> int | None:
-    """How many keys there are; None for one for each head."""
-    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
-        return 1
-    names = ("num_key_value_heads", "num_kv_heads")
-    return next((count for name in names if (count := getattr(config, name, None))), None)
+from nnsight.modeling.stacks import Stack, stacks_of
 
 
 def lookup(model: Any, name: str) -> Any:
-    """What the standard name `name` of a whole model is, or None if it is none there."""
-    stacks = stacks_of(model)
-    if not stacks:
+    """What the standard name `name` of a whole model is, or None if it is none there.
+
+    A child of that name that is no list of layers, and an alias of the user's own, come first.
+    """
+    if name in _MODULES and name in model._module._modules:
         return None
-    if len(stacks) > 1 and (name == "layers" or name in ("encoder", "decoder")):
-        if name == "layers":
-            raise errors.several_stacks(model._path, [stack.name for stack in stacks])
-        of_that_name = next(s for s in stacks if s.name.endswith(f".{name}.layers"))
-        where = of_that_name.family.layers.rpartition(".")[0]
-        return seen_as(below(model, of_that_name.path(where)), Half, of_that_name)
+    alias = model._aliases().get(name)
+    stacks = stacks_of(model)
+    if not stacks or (alias is not None and alias != stacks[0].path(stacks[0].family.layers)):
+        return None
+    if name in _MODULES:
+        return _single(model, stacks[-1], name)
+    if len(stacks) == 1:
+        return None if name != "layers" else _layers(model, stacks[0])
     if name == "layers":
-        return _layers(model, stacks[0])
-    return None if name in ("encoder", "decoder") else _single(model, stacks[-1], name)
+        raise errors.several_stacks(model._path, [stack.name for stack in stacks])
+    stack = next(stack for stack in stacks if stack.family.stack == name)
+    return seen_as(below(model, stack.path(stack.family.layers.rpartition(".")[0])), Half, stack)
 
 
 def has(model: Any, name: str) -> bool:
@@ -132,10 +67,8 @@ def has(model: Any, name: str) -> bool:
 
 
 def _single(model: Any, stack: Stack, name: str) -> Any:
-    if name in model._module._modules:
-        return None
     if name == "ln_final":
-        path = chosen(at(model._module, stack.base), stack.family.norm)  # type: ignore[arg-type]
+        path = chosen(model._module.get_submodule(stack.base), stack.family.norm)
         if path is None:
             raise errors.no_such_name(f"{model._path}.ln_final", "this model ends without a norm")
         return below(model, stack.path(path))
@@ -151,7 +84,8 @@ def _layers(model: Any, stack: Stack) -> Layers:
     return seen_as(below(model, stack.path(stack.family.layers)), Layers, stack)
 
 
-NAMES = frozenset({"layers", "ln_final", "lm_head", "embed_tokens", "encoder", "decoder"})
+_MODULES = frozenset({"ln_final", "lm_head", "embed_tokens"})
+NAMES = _MODULES | {"layers", "encoder", "decoder"}
 """What `lookup` knows."""
 
 
@@ -221,8 +155,8 @@ class Half(Named):
     @property
     def ln_final(self) -> Any:
         """The norm after the last layer."""
-        own = stack_norm = self._stack.family.norm.rpartition(".")[2]
-        if not stack_norm or own not in self._module._modules:
+        own = self._stack.family.norm.rpartition(".")[2]
+        if own not in self._module._modules:
             raise errors.no_such_name(f"{self._path}.ln_final", "this stack ends without a norm")
         return self._child(own)
 
