@@ -7,7 +7,6 @@ takes is read off its code, and off that of the functions which it calls by name
 
 from __future__ import annotations
 
-import builtins
 import dis
 import sysconfig
 import threading
@@ -27,6 +26,9 @@ _DEPTH = 4  # functions that functions call
 _LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 _BETWEEN = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"}
 _ENTERS = {"BEFORE_WITH", "SETUP_WITH", "COPY"}  # COPY: from 3.14 on
+_ENTERING = frozenset(dis.opmap[name] for name in _ENTERS - {"COPY"} if name in dis.opmap) or {
+    dis.opmap["COPY"]
+}
 
 Chain = tuple[str, ...]  # `self.pool.lock` as its names
 
@@ -36,7 +38,7 @@ class _Uses:
     """What a code takes and calls, as far as its instructions name it."""
 
     taken: dict[Chain, int] = field(default_factory=dict[Chain, int])  # with the line
-    names: set[str] = field(default_factory=set[str])  # globals that may be functions
+    names: set[str] = field(default_factory=set[str])  # some of them globals that are functions
     methods: set[Chain] = field(default_factory=set[Chain])  # `self.method`
     known: bool = False
     library: bool = False
@@ -54,8 +56,24 @@ def _look(code: CodeType, uses: _Uses) -> None:
 
 
 def _look_through(code: CodeType, uses: _Uses) -> None:
+    uses.names.update(code.co_names)
+    if _may_take(code):  # going through instructions takes long
+        _go_through(code, uses)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            _look_through(inner, uses)
+
+
+def _may_take(code: CodeType) -> bool:
+    """Whether a code may take a lock, or call a method of its own object that does."""
+    if "acquire" in code.co_names or "self" in (*code.co_varnames, *code.co_freevars):
+        return True
+    return not _ENTERING.isdisjoint(code.co_code[::2])
+
+
+def _go_through(code: CodeType, uses: _Uses) -> None:
     chain: list[str] = []
-    line, from_outside = code.co_firstlineno, False
+    line = code.co_firstlineno
     for instruction in dis.get_instructions(code):
         name: str = instruction.opname
         value: Any = instruction.argval
@@ -69,12 +87,7 @@ def _look_through(code: CodeType, uses: _Uses) -> None:
             uses.taken.setdefault(tuple(chain), line)
         elif chain[:1] == ["self"] and len(chain) == 2:
             uses.methods.add(tuple(chain))
-        elif len(chain) == 1 and from_outside and not hasattr(builtins, chain[0]):
-            uses.names.add(chain[0])
-        chain, from_outside = _begun_by(name, value), name in ("LOAD_GLOBAL", "LOAD_NAME")
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            _look_through(inner, uses)
+        chain = _begun_by(name, value)
 
 
 def _line(instruction: dis.Instruction) -> int | None:

@@ -26,8 +26,15 @@ def functions_of(body: Callable[..., Any]) -> tuple[FunctionType, ...]:
     """A function, and those that it holds; helpers it calls are not seen."""
     if not isinstance(body, FunctionType):
         return ()
-    held = map(_held, body.__closure__ or ())
-    return (body, *(function for function in held if isinstance(function, FunctionType)))
+    found = [body]
+    for cell in body.__closure__ or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+        if type(held) is FunctionType:
+            found.append(held)
+    return tuple(found)
 
 
 def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
@@ -38,10 +45,3 @@ def codes_of(body: Callable[..., Any]) -> tuple[CodeType, ...]:
 def mentions(codes: Iterable[CodeType], name: str) -> bool:
     """Whether one of these codes names `name`."""
     return any(name in named_in(code) for code in codes)
-
-
-def _held(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not bound yet
-        return None

@@ -109,6 +109,9 @@ def _no_effect(*_: Any) -> None:
     """On what may be running then: makes PyTorch look at its hooks again when it ends."""
 
 
+_NOTHING = Hook(_no_effect)
+
+
 # --- the three kinds of location ------------------------------------------------------------------
 
 
@@ -283,11 +286,20 @@ def own_forward(module: Module, name: str = "forward") -> Any:
 
 def touch(modules: Iterable[Module], run: Interleaver) -> None:
     """See that PyTorch looks at the hooks of modules that may be running when asked for more."""
+    new = [module for module in modules if id(module) not in run.touched]
+    if not new:
+        return
+    run.touched.update(map(id, new))
+    key: Any = new_key()
+    run.at_close(_untouch, new, key)
+    for module in new:
+        if not is_container(module):  # which never runs
+            module._forward_hooks[key] = _NOTHING
+
+
+def _untouch(modules: list[Module], key: Any) -> None:
     for module in modules:
-        if id(module) not in run.touched:
-            run.touched.add(id(module))
-            if not is_container(module):  # which never runs
-                _hook(module, _no_effect, run)
+        module._forward_hooks.pop(key, None)
 
 
 def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:

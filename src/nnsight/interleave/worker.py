@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from nnsight.capture import locks, saving
-from nnsight.capture.mentions import codes_of, mentions
+from nnsight.capture.mentions import codes_of, mentions, named_in
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
@@ -21,7 +21,9 @@ from nnsight.interleave.request import WAIT, Pin, Request, here
 from nnsight.interleave.rows import Rows
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
-_OPERATIONS = ("source", "pattern", "probs")  # what leads to an operation, or is the value of one
+_OPERATIONS = frozenset(
+    {"source", "pattern", "probs"}
+)  # what leads to an operation, or is the value of one
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
 
 
@@ -84,8 +86,11 @@ class Worker:
         self.where = where
         self.state = state
         self.ahead: Any = None  # how it asks ahead, once it has
+        self._free: bool | None = None  # nothing keeps it from asking ahead; None: not looked at
         self._codes = codes_of(shows or body)
-        self.sources = any(map(self.names, _OPERATIONS))  # it may ask for operations in modules
+        self.sources = any(
+            not _OPERATIONS.isdisjoint(named_in(code)) for code in self._codes
+        )  # it may ask for operations in modules
         self.begun = False
         self.request: Request | None = None  # what it is parked for
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
@@ -251,14 +256,11 @@ class Worker:
     def goes_on(self, named: bool) -> bool:
         """Whether it can go on without a value: its own name is bound to it, or what it holds."""
         run = self._run
-        return (
-            run is not None
-            and not run.told
-            and self.unmet is None
-            and not self.unfinished
-            and (named or run.lone)  # others may hold the same list
-            and not torch.is_inference_mode_enabled()
-        )
+        if run is None or self.unfinished or torch.is_inference_mode_enabled():
+            return False
+        if self._free is None:
+            self._free = self.unmet is None and not run.told
+        return self._free and (named or run.lone)  # others may hold the same list
 
     def ask_ahead(self, due: Any) -> tuple[bool, Any]:
         """Ask without parking; whether the answer is at hand, and it."""
