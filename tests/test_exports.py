@@ -20,6 +20,7 @@ SURFACE = {
     "OutsideTraceError",
     "SourceNotAvailable",
     "Trace",
+    "TransformersModel",
     "VisionLanguageModel",
     "WithBlockNotFoundError",
     "WrapperModule",

@@ -35,6 +35,7 @@ from nnsight.version import __version__
 
 if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
+    from nnsight.modeling.transformers import TransformersModel
     from nnsight.modeling.vlm import VisionLanguageModel
 
 _LAZY = {  # imported when first asked for
@@ -42,6 +43,7 @@ _LAZY = {  # imported when first asked for
     "LanguageModel": "nnsight.modeling.language",
     "Object": "nnsight.hint",
     "Tracer": "nnsight.capture.tracer",
+    "TransformersModel": "nnsight.modeling.transformers",
     "VisionLanguageModel": "nnsight.modeling.vlm",
 }
 _OLD_ADDRESSES = ("intervention", "schema", "tracing", "util")  # `nnsight.util.apply` as it stands
@@ -74,6 +76,7 @@ __all__ = [
     "OutsideTraceError",
     "SourceNotAvailable",
     "Trace",
+    "TransformersModel",
     "VisionLanguageModel",
     "WithBlockNotFoundError",
     "WrapperModule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -414,6 +415,22 @@ def no_processor_at(source: str, reason: BaseException) -> LoadError:
     return LoadError(
         f"The processor of {source!r} could not be loaded: {_first(reason)} Pass another, as an "
         "object or by where it lies: `processor=`."
+    )
+
+
+def no_such_task(task: str, known: Iterable[str]) -> ValueError:
+    near = difflib.get_close_matches(task, list(known), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(
+        f"There is no task {task!r}.{hint} The class that builds the model says the same: "
+        "`automodel='AutoModelFor...'`."
+    )
+
+
+def no_part(name: str) -> ValueError:
+    return ValueError(
+        f"The model has no {name.replace('_', ' ')} to read this input with. Pass one when the "
+        f"model is made, `{name}=...`, or pass tensors by name, such as `trace(pixel_values=...)`."
     )
 
 

@@ -179,7 +179,7 @@ def _images_in(atom: Any) -> list[Any]:
     if not _is_chat(atom):
         return []
     parts = [part for message in atom for part in _parts_of(message) if _is_image(part)]
-    return [_loaded(next(part[n] for n in _PLACES if part.get(n) is not None)) for part in parts]
+    return [loaded(next(part[n] for n in _PLACES if part.get(n) is not None)) for part in parts]
 
 
 def _parts_of(message: Mapping[str, Any]) -> Sequence[Any]:
@@ -193,7 +193,7 @@ def _is_image(part: Any) -> bool:
     return any(part.get(name) is not None for name in _PLACES)
 
 
-def _loaded(image: Any) -> Any:
+def loaded(image: Any) -> Any:
     """An image that is told by its path or address."""
     if not isinstance(image, str):
         return image
@@ -220,13 +220,13 @@ def _for_each(images: Any, texts: list[str], processor: Any) -> list[list[Any]]:
     A list of lists has one for each text. Of a flat list each text takes as many as it has places
     for; a lone text takes all.
     """
-    rows = _listed(images)
+    rows = listed(images)
     if any(isinstance(row, (list, tuple)) for row in rows):
-        nested = [[_loaded(image) for image in _listed(row)] for row in rows]
+        nested = [[loaded(image) for image in listed(row)] for row in rows]
         if len(nested) != len(texts):
             raise errors.images_for_prompts(len(nested), len(texts))
     else:
-        flat = [_loaded(image) for image in rows]
+        flat = [loaded(image) for image in rows]
         nested = [flat] if len(texts) == 1 else _dealt_out(flat, _places(texts, processor))
     for number, (text, own) in enumerate(zip(texts, nested, strict=True)):
         (places,) = _places([text], processor) or (None,)
@@ -236,7 +236,7 @@ def _for_each(images: Any, texts: list[str], processor: Any) -> list[list[Any]]:
     return nested
 
 
-def _listed(images: Any) -> list[Any]:
+def listed(images: Any) -> list[Any]:
     """`images` as a list: one image, or an array of several, are no list yet."""
     if isinstance(images, (list, tuple)):
         return list(images)

@@ -204,10 +204,9 @@ class Checkpoint:
             LoadError: the weights cannot be read.
         """
         options = with_dtype({**self._hub, **self._options})
-        with _explained("weights", self.source, self._automodel, self._configure()):
-            return model_class(self._automodel).from_pretrained(
-                self.source, config=self._config, **options
-            )
+        chosen = model_class(self._automodel, self._configure())
+        with _explained("weights", self.source, chosen, self._config):
+            return chosen.from_pretrained(self.source, config=self._config, **options)
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return read_tokenizer(self.source, {**self._hub, **options})
@@ -219,14 +218,17 @@ class Checkpoint:
 # --- building --------------------------------------------------------------------------------
 
 
-def model_class(automodel: Any) -> Any:
-    """The transformers class of that name; a class is handed back.
+def model_class(automodel: Any, config: Any = None) -> Any:
+    """The transformers class of that name; a class is handed back, and None is what `config` names.
 
     Raises:
         ValueError: transformers has no class of that name.
     """
     import transformers
 
+    if automodel is None:
+        named = next(iter(getattr(config, "architectures", None) or ()), "")
+        return getattr(transformers, named, transformers.AutoModel)
     if not isinstance(automodel, str):
         return automodel
     found = getattr(transformers, automodel, None)
@@ -238,7 +240,7 @@ def model_class(automodel: Any) -> Any:
 
 def build(config: Any, automodel: Any, options: Mapping[str, Any]) -> torch.nn.Module:
     """A module with fresh weights, in evaluation mode as `from_pretrained` would have it."""
-    chosen = model_class(automodel)
+    automodel = chosen = model_class(automodel, config)
     make = getattr(chosen, "from_config", None) or chosen._from_config  # a class that is not auto
     name = getattr(config, "name_or_path", "") or type(config).__name__
     with _explained("architecture", name, automodel, config):

@@ -145,6 +145,9 @@ def _is_sight(name: str) -> bool:
 def _text_parts(module: Any) -> tuple[str, ...]:
     """The paths of the modules that read text only: those around the words, and the head."""
     paths = {id(inner): path for path, inner in module.named_modules()}
-    words, head = module.get_input_embeddings(), module.get_output_embeddings()
+    try:
+        words, head = module.get_input_embeddings(), module.get_output_embeddings()
+    except (AttributeError, NotImplementedError):  # of two towers, such as CLIP
+        return ()
     found = [paths.get(id(words), "").rpartition(".")[0], paths.get(id(head), "")]
     return tuple(path for path in found if path)

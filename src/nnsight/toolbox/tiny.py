@@ -56,7 +56,7 @@ def llava() -> tuple[torch.nn.Module, Any]:
     """A LLaVA and its processor; `<image>` in a prompt is where an image goes."""
     words = tokenizer("<end>", "<image>")
     processor = _of("LlavaProcessor")(
-        image_processor=_clip_images(),
+        image_processor=image_processor("CLIPImageProcessor"),
         tokenizer=words,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -134,12 +134,12 @@ _QWEN_IDS = (
 )  # fmt: skip
 
 
-def _clip_images() -> Any:
-    return _built(
-        "CLIPImageProcessor",
-        size={"shortest_edge": _IMAGE},
-        crop_size={"height": _IMAGE, "width": _IMAGE},
-    )
+def image_processor(name: str) -> Any:
+    """The image processor of that name, for the small images that the models here look at."""
+    size: Any = {"height": _IMAGE, "width": _IMAGE}
+    if name.startswith("CLIP"):
+        return _built(name, size={"shortest_edge": _IMAGE}, crop_size=size)
+    return _built(name, size=size)
 
 
 def _of(name: str) -> Any:
