@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from nnsight.modeling.errors import LoadError
-from nnsight.modeling.loading import Checkpoint, Loaded, Untrained, loader, with_dtype
+from nnsight.modeling.loading import Checkpoint, Loaded, Untrained, loader
 from nnsight.modeling.meta import is_meta, on_meta
+from nnsight.modeling.options import for_transformers
 from nnsight.modeling.tokenizer import LazyTokenizer
 
 from .tiny import config_of, model_of
@@ -83,7 +84,7 @@ def test_the_default_dtype_is_that_of_transformers(tmp_path):
 
 
 def test_the_dtype_goes_by_the_name_that_transformers_has_for_it():
-    assert with_dtype({"torch_dtype": "auto", "other": 1}) == {"dtype": "auto", "other": 1}
+    assert for_transformers({"torch_dtype": "auto", "other": 1}) == {"dtype": "auto", "other": 1}
 
 
 # --- weights ---------------------------------------------------------------------------------

@@ -27,6 +27,16 @@ def show(value: Any) -> str:
     return reprlib.repr(value)
 
 
+def first_sentence(reason: BaseException | str) -> str:
+    """The first sentence of what somebody else's code has to say."""
+    if isinstance(reason, KeyError):  # its text is the key
+        reason = f"there is no {reason}"
+    lines = (str(reason).strip() or type(reason).__name__).splitlines()
+    line = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    sentence = line.partition(". ")[0].rstrip(".,;: ")
+    return f"{sentence[:200]}."
+
+
 # --- reading an input ------------------------------------------------------------------------
 
 
@@ -163,82 +173,6 @@ def too_long(length: int, limit: int) -> ValueError:
     )
 
 
-# --- loading ---------------------------------------------------------------------------------
-
-
-def no_folder(path: str) -> LoadError:
-    return LoadError(
-        f"There is no folder {path!r}. Pass the folder that `save_pretrained` wrote, or a hub id "
-        "such as 'openai-community/gpt2'."
-    )
-
-
-def no_config(path: str) -> LoadError:
-    return LoadError(
-        f"The folder {path!r} has no config.json, so it is not a saved model. Pass the folder that "
-        "`save_pretrained` wrote (for a training run, one of its checkpoint folders)."
-    )
-
-
-def unloadable(what: str, source: str, local: bool, reason: BaseException) -> LoadError:
-    """transformers could not read `source`; its reason is kept as the cause."""
-    if local:
-        way_out = "See that the folder is complete: `save_pretrained` writes all there is to it."
-    else:
-        way_out = (
-            "Check the spelling, the network and, for a gated model, that you are logged in to the "
-            "hub; without network, pass the path of a downloaded folder."
-        )
-    return LoadError(f"The {what} of {source!r} could not be loaded: {_first(reason)} {way_out}")
-
-
-def no_tokenizer_at(source: str, reason: BaseException | str) -> LoadError:
-    return LoadError(
-        f"The tokenizer of {source!r} could not be loaded: {_first(reason)} Pass another, as an "
-        "object or by where it lies: `tokenizer=`. Token ids need no tokenizer."
-    )
-
-
-def _first(reason: BaseException | str) -> str:
-    """The first sentence of what somebody else's code has to say."""
-    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
-    sentence = line.partition(". ")[0].rstrip(".,;: ")
-    return f"{sentence[:200]}."
-
-
-def wrong_automodel(automodel: str, source: str, architectures: Sequence[str]) -> ValueError:
-    hint = f"automodel={architectures[0]!r}" if architectures else "the class it was saved from"
-    return ValueError(
-        f"{automodel} does not know how to build {source!r}. Say which class does: {hint}."
-    )
-
-
-def no_such_automodel(name: str, near: Sequence[str]) -> ValueError:
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"transformers has no class named {name!r}.{hint}")
-
-
-def nothing_to_load() -> TypeError:
-    return TypeError(
-        "Nothing to load: pass a hub id, a folder, a loaded module or a config as the first "
-        "argument."
-    )
-
-
-def meta_module() -> ValueError:
-    return ValueError(
-        "This module was handed over on the meta device, so it has no weights, and nothing says "
-        "where to load them from. Load it first, or pass its hub id or folder instead."
-    )
-
-
-def spread_config(device_map: Any) -> ValueError:
-    return ValueError(
-        f"A model with random weights goes to one device, and `device_map` is {show(device_map)}. "
-        "Pass one device, such as 'cuda:0'."
-    )
-
-
 def _listed(noun: str, places: Sequence[int]) -> str:
     return f"{noun} {', '.join(str(place) for place in places)}"
 
@@ -357,7 +291,7 @@ def names_missing(name: str, kind: str) -> NamesError:
 
 def names_unreadable(layer: str, name: str, before: str, error: Exception) -> NamesError:
     after = f" after `{before}`" if before else ""
-    return NamesError(f"`{layer}.{name}` cannot be read{after}: {_first(error)} {_TABLE}")
+    return NamesError(f"`{layer}.{name}` cannot be read{after}: {first_sentence(error)} {_TABLE}")
 
 
 def no_layers(model: str) -> NoSuchName:
@@ -413,8 +347,8 @@ def no_processor() -> ValueError:
 
 def no_processor_at(source: str, reason: BaseException) -> LoadError:
     return LoadError(
-        f"The processor of {source!r} could not be loaded: {_first(reason)} Pass another, as an "
-        "object or by where it lies: `processor=`."
+        f"The processor of {source!r} could not be loaded: {first_sentence(reason)} Pass another, "
+        "as an object or by where it lies: `processor=`."
     )
 
 

@@ -8,26 +8,37 @@ and `weights()`, the modules ready to run. transformers is imported when one of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol
 
 import torch
 
-from nnsight.modeling import errors
+from nnsight.capture.traceback import warn
+from nnsight.envoy.tree import Node
+from nnsight.modeling import load_errors
+from nnsight.modeling.files import (
+    explained,
+    place,
+    read_config,
+    read_processor,
+    read_tokenizer,
+)
 from nnsight.modeling.meta import is_meta, on_meta
+from nnsight.modeling.options import (
+    HUB,
+    MODEL,
+    check,
+    check_loaded,
+    check_random,
+    chosen,
+    default_dtype,
+    for_transformers,
+)
 
-_HUB_OPTIONS = (
-    "cache_dir code_revision force_download gguf_file local_files_only proxies subfolder token "
-    "trust_remote_code use_auth_token"
-).split()
-"""Options of `from_pretrained` that say how to reach the files; the tokenizer needs them too."""
-
-_MODEL_OPTIONS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
-"""Options of `from_pretrained` that a config would take as settings of its own."""
-
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 
 _ATTENTION_WITHOUT_PACKAGES = ("eager", "sdpa")
 
@@ -55,8 +66,8 @@ class Loader(Protocol):
         """The tokenizer that belongs to the model; None if the source has none."""
         ...
 
-    def processor(self, place: str | Path | None) -> Any:
-        """The processor at `place`, or else the model's own; None if the source has none."""
+    def processor(self, source: str | Path | None) -> Any:
+        """The processor at `source`, or else the model's own; None if the source has none."""
         ...
 
 
@@ -81,19 +92,25 @@ def loader(
 
     Raises:
         LoadError: there is no such folder, or the config cannot be read.
-        TypeError: there is no source at all.
+        TypeError: there is no source at all, or an option that nothing takes.
     """
     if isinstance(source, torch.nn.Module):
+        check_loaded({"config": config, "revision": revision, **options})
         return Loaded(source)
-    if isinstance(source, (str, Path)):
+    if not isinstance(automodel, (str, type, NoneType)):
+        raise load_errors.not_an_automodel(automodel)
+    if isinstance(source, (str, Path)) and str(source):
         return Checkpoint(
-            _place(source), automodel, config, meta_buffers, {"revision": revision, **options}
+            place(source), automodel, config, meta_buffers, {"revision": revision, **options}
         )
-    config = source if source is not None else config
+    config = config if source in (None, "") else source
     if config is None:
-        raise errors.nothing_to_load()
+        raise load_errors.nothing_to_load()
     if isinstance(config, (str, Path)):
-        config = read_config(_place(config), _chosen(options, _HUB_OPTIONS))[0]
+        config = read_config(place(config), chosen(options, HUB))[0]
+    if isinstance(config, (Node, type)) or not hasattr(config, "to_dict"):
+        raise load_errors.not_a_model(config)
+    options = check_random({"revision": revision, **options}, config)
     return Untrained(config, automodel, meta_buffers, options)
 
 
@@ -116,14 +133,14 @@ class Loaded:
             ValueError: it is on the meta device, and there is nothing to fill it from.
         """
         if is_meta(self._module):
-            raise errors.meta_module()
+            raise load_errors.meta_module()
         return self._module
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
 
-    def processor(self, place: str | Path | None) -> Any:
-        return None if place is None else read_processor(place, {})
+    def processor(self, source: str | Path | None) -> Any:
+        return None if source is None else read_processor(source, {})
 
 
 class Untrained:
@@ -148,17 +165,17 @@ class Untrained:
         options = dict(self._options)
         device = options.pop("device_map", None)
         if isinstance(device, dict) or device in ("balanced", "balanced_low_0", "sequential"):
-            raise errors.spread_config(device)
+            raise load_errors.spread_config(device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else None
-        module = build(self._config, self._automodel, with_dtype(options))
+        module = build(self._config, self._automodel, for_transformers(options))
         return module if device is None else module.to(device)
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
 
-    def processor(self, place: str | Path | None) -> Any:
-        return None if place is None else read_processor(place, {})
+    def processor(self, source: str | Path | None) -> Any:
+        return None if source is None else read_processor(source, {})
 
 
 class Checkpoint:
@@ -177,19 +194,20 @@ class Checkpoint:
         self._automodel = automodel
         self._meta_buffers = meta_buffers
         options = {name: value for name, value in options.items() if value is not None}
-        self._hub = _chosen(options, ("revision", *_HUB_OPTIONS))
+        self._hub = chosen(options, ("revision", *HUB))
         self._options = {name: options[name] for name in options if name not in self._hub}
         self._config = config
 
     def _configure(self) -> Any:
         """The config, read once; the options that are settings of it go into it."""
         if isinstance(self._config, (str, Path)):
-            self._config = read_config(_place(self._config), self._hub)[0]
+            self._config = read_config(place(self._config), self._hub)[0]
         if self._config is None:
-            aside = _chosen(self._options, _MODEL_OPTIONS)
+            aside = chosen(self._options, MODEL)
             others = {name: self._options[name] for name in self._options if name not in aside}
             self._config, unused = read_config(self.source, {**self._hub, **others})
             self._options = {**unused, **aside}
+        check(self._options, self._config)
         return self._config
 
     def skeleton(self) -> torch.nn.Module:
@@ -203,16 +221,25 @@ class Checkpoint:
         Raises:
             LoadError: the weights cannot be read.
         """
-        options = with_dtype({**self._hub, **self._options})
-        chosen = model_class(self._automodel, self._configure())
-        with _explained("weights", self.source, chosen, self._config):
-            return chosen.from_pretrained(self.source, config=self._config, **options)
+        config = self._configure()
+        kind = model_class(self._automodel, config)
+        options = for_transformers({**self._hub, **self._options})
+        reports = _is_of_transformers(kind)
+        if reports:
+            options["output_loading_info"] = True
+        with explained("weights", self.source, kind, config):
+            loaded = kind.from_pretrained(self.source, config=config, **options)
+        if not reports:
+            return loaded
+        module, found = loaded
+        _check_complete(module, self.source, sorted(found["missing_keys"]))
+        return module
 
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return read_tokenizer(self.source, {**self._hub, **options})
 
-    def processor(self, place: str | Path | None) -> Any:
-        return read_processor(self.source if place is None else place, self._hub)
+    def processor(self, source: str | Path | None) -> Any:
+        return read_processor(self.source if source is None else source, self._hub)
 
 
 # --- building --------------------------------------------------------------------------------
@@ -234,16 +261,18 @@ def model_class(automodel: Any, config: Any = None) -> Any:
     found = getattr(transformers, automodel, None)
     if found is None:
         names = [name for name in dir(transformers) if name.startswith(("Auto", automodel[:3]))]
-        raise errors.no_such_automodel(automodel, difflib.get_close_matches(automodel, names, n=1))
+        raise load_errors.no_such_automodel(
+            automodel, difflib.get_close_matches(automodel, names, n=1)
+        )
     return found
 
 
 def build(config: Any, automodel: Any, options: Mapping[str, Any]) -> torch.nn.Module:
     """A module with fresh weights, in evaluation mode as `from_pretrained` would have it."""
-    automodel = chosen = model_class(automodel, config)
-    make = getattr(chosen, "from_config", None) or chosen._from_config  # a class that is not auto
+    kind = model_class(automodel, config)
+    make = getattr(kind, "from_config", None) or kind._from_config  # a class that is not auto
     name = getattr(config, "name_or_path", "") or type(config).__name__
-    with _explained("architecture", name, automodel, config):
+    with explained("architecture", name, kind, config):
         return make(config, **options).eval()
 
 
@@ -255,12 +284,12 @@ def skeleton(
     An attention implementation that needs a package is left to the real model, so that a tree can
     be looked at where the package is not installed.
     """
-    kept = _chosen(options, ("trust_remote_code", "code_revision"))
+    kept = chosen(options, ("trust_remote_code", "code_revision"))
     if options.get("attn_implementation") in _ATTENTION_WITHOUT_PACKAGES:
         kept["attn_implementation"] = options["attn_implementation"]
     module = on_meta(lambda: build(config, automodel, kept), buffers)
     module.tie_weights()  # type: ignore[operator] # moving each parameter to meta untied them
-    _cast(module, options.get("dtype", options.get("torch_dtype", _default_dtype())))
+    _cast(module, options.get("dtype", options.get("torch_dtype", default_dtype())))
     return module
 
 
@@ -274,113 +303,26 @@ def _cast(module: torch.nn.Module, dtype: Any) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _default_dtype() -> Any:
-    """What `from_pretrained` loads as when not told: from transformers 5 on, what was saved."""
-    return "auto" if _transformers_version() >= (5, 0) else torch.float32
+# --- what the files lack ---------------------------------------------------------------------
 
 
-def with_dtype(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with the dtype under the one name that this transformers has for it."""
-    named = {name: value for name, value in options.items() if name not in ("dtype", "torch_dtype")}
-    dtype = options.get("dtype", options.get("torch_dtype"))
-    if dtype is not None:
-        named["dtype" if _transformers_version() >= (4, 56) else "torch_dtype"] = dtype
-    return named
+def _is_of_transformers(kind: Any) -> bool:
+    """Whether `kind` tells what it did not find; a class of somebody else's may not."""
+    from transformers import PreTrainedModel
+
+    return issubclass(kind, PreTrainedModel) or hasattr(kind, "_model_mapping")
 
 
-def _transformers_version() -> tuple[int, ...]:
-    import transformers
+def _check_complete(module: torch.nn.Module, source: str, missing: Sequence[str]) -> None:
+    """What the files do not hold has random values: in a layer they are broken, elsewhere warn.
 
-    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
-
-
-# --- reading ---------------------------------------------------------------------------------
-
-
-def read_config(source: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The config at `source`, and the `options` that are neither settings of it nor the hub's.
-
-    Raises:
-        LoadError: there is none, or it cannot be reached.
+    A head that is new, or a pooler that the saved model did not have, is nobody's mistake.
     """
-    from transformers import AutoConfig
-
-    folder = Path(source, options.get("subfolder", ""))
-    holds_config = (folder / options.get("gguf_file", "config.json")).is_file()
-    if Path(source).is_dir() and not holds_config:
-        raise errors.no_config(source)
-    with _explained("config", source):
-        read: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **options)
-    return read
-
-
-def read_tokenizer(source: str | Path, options: Mapping[str, Any]) -> Any:
-    """The tokenizer at `source`; one without a padding token pads with its end of sequence.
-
-    Raises:
-        LoadError: there is none, or it cannot be reached.
-    """
-    from transformers import AutoTokenizer
-
-    source = _place(source)
-    folder = Path(source, options.get("subfolder", ""))
-    if folder.is_dir() and not any(
-        match for name in _TOKENIZER_FILES for match in folder.glob(name)
-    ):
-        raise errors.no_tokenizer_at(source, "the folder holds none.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
-        raise errors.no_tokenizer_at(source, reason) from reason
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up, empty
-        raise errors.no_tokenizer_at(source, "it has no vocabulary.")
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_processor(source: str | Path, options: Mapping[str, Any]) -> Any:
-    """What makes the model's inputs at `source`: a processor, or the part of one that is there.
-
-    Raises:
-        LoadError: there is none, it cannot be reached, or it needs a package that is not there.
-    """
-    from transformers import AutoProcessor
-
-    source = _place(source)
-    try:
-        return AutoProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as reason:
-        raise errors.no_processor_at(source, reason) from reason
-
-
-def _place(source: str | Path) -> str:
-    """`source` as transformers takes it: a hub id, or a folder that is there and holds a model."""
-    text = str(source)
-    if isinstance(source, str) and not text.startswith(("~", ".", "/")) and not Path(text).is_dir():
-        return text
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise errors.no_folder(text)
-    return str(folder)
-
-
-@contextmanager
-def _explained(what: str, source: str, automodel: Any = None, config: Any = None) -> Iterator[None]:
-    """Say in one sentence what could not be loaded, and the way out."""
-    try:
-        yield
-    except errors.LoadError:
-        raise
-    except OSError as reason:
-        raise errors.unloadable(what, source, Path(source).is_dir(), reason) from reason
-    except ValueError as reason:
-        if "Unrecognized configuration class" not in str(reason):
-            raise
-        name = automodel if isinstance(automodel, str) else automodel.__name__
-        architectures = getattr(config, "architectures", None) or ()
-        raise errors.wrong_automodel(name, source, architectures) from reason
-
-
-def _chosen(options: Mapping[str, Any], names: Any) -> dict[str, Any]:
-    return {name: options[name] for name in options if name in names}
+    if not missing:
+        return
+    prefix = getattr(module, "base_model_prefix", "")
+    within = f"{prefix}." if prefix and hasattr(module, prefix) else ""
+    layers = [name for name in missing if name.startswith(within) and _IN_A_LAYER.search(name)]
+    if layers:
+        raise load_errors.incomplete(source, layers)
+    warn(load_errors.random_parts(source, missing))

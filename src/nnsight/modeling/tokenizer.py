@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnsight.modeling import errors
-from nnsight.modeling.loading import read_tokenizer
+from nnsight.modeling import errors, load_errors
+from nnsight.modeling.files import read_tokenizer
 
 
 class LazyTokenizer:
@@ -36,8 +36,14 @@ class LazyTokenizer:
         self.set(given)
 
     def set(self, given: Any) -> None:
-        """Use this one from now on; None for the model's own."""
+        """Use this one from now on; None for the model's own.
+
+        Raises:
+            TypeError: it is no tokenizer.
+        """
         by_name = isinstance(given, (str, Path))
+        if given is not None and not by_name and (isinstance(given, type) or not callable(given)):
+            raise load_errors.not_a_tokenizer(given)
         self._place = given if by_name else None
         self._tokenizer = None if by_name else given
         self._read_here = False
