@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import nnsight
 from nnsight import NNsight
@@ -346,6 +347,156 @@ def test_a_module_call_before_is_still_out_of_order(model, x):
             model.layers[2].output.sum()
             a = model.layers[1].output.save()  # noqa: F841
             b = model.layers[3].output.save()  # noqa: F841
+
+
+def test_what_changes_as_the_model_runs_is_looked_into_in_time(net, model, x):
+    model = NNsight(nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)))
+    with model.trace(x):
+        hidden = model[0].output
+        _ = hidden.sum()
+        relu = model[1].output.save()
+        after = (hidden + 0).save()
+        _ = model[2].output.save()
+    assert torch.equal(after, relu)
+
+    norm = nn.BatchNorm1d(4)
+    mean = norm.running_mean
+    assert mean is not None
+    model = NNsight(nn.Sequential(norm, nn.Linear(4, 4)))
+    with model.trace(x):
+        kept = [].save()
+        kept.append(model[0].output)
+        now = (mean + 0).save()
+        kept.append(model[1].output)
+    assert now.any() and torch.equal(now, mean)
+
+
+def test_what_is_due_is_in_no_copy(model, x, outputs):
+    mine, table = [], {}
+    with model.trace(x):
+        mine.append(model.layers[0].output)
+        table["a"] = model.layers[1].output
+        more = (mine * 2).save()
+        text = f"{mine}".save()
+        both = {**table}.save()
+        _ = model.layers[2].output.save()
+    assert same(more, outputs[:1] * 2) and same([both["a"]], outputs[1:2])
+    assert "tensor" in text
+
+
+def test_a_count_of_somebody_else_is_read_in_time(net, model, x):
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    handle = net.layers[0].register_forward_hook(count)
+    with model.trace(x):
+        a = model.layers[0].output.save()  # noqa: F841
+        seen = calls.save()  # pyright: ignore[reportAttributeAccessIssue]
+        b = model.layers[1].output.save()  # noqa: F841
+    handle.remove()
+    assert seen == 1
+
+
+def test_what_a_generator_does_comes_in_its_turn(net, model, x, outputs):
+    def layers():
+        for index, layer in enumerate(model.layers):
+            yield layer
+            net.layers[index].fc.weight.data.zero_()
+
+    with model.trace(x):
+        mine = [].save()
+        for layer in layers():
+            mine.append(layer.output)
+    assert same(mine, outputs)
+
+
+def test_a_generator_by_name_comes_in_its_turn(net, model, x, outputs):
+    def layers():
+        for index, layer in enumerate(model.layers):
+            yield layer
+            net.layers[index].fc.weight.data.zero_()
+
+    rest = layers()
+    with model.trace(x):
+        mine = [].save()
+        for layer in rest:
+            mine.append(layer.output)
+    assert same(mine, outputs)
+
+
+class Doubles(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.Tensor.sum else result
+
+
+class Moody(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled, self.closed = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        with Doubles():
+            self.doubled(x)
+        with torch.inference_mode():
+            return self.closed(x)
+
+
+def test_parts_are_made_in_the_state_of_the_block(x):
+    net = Moody()
+    model = NNsight(net)
+    with model.trace(x):
+        doubled = model.doubled.output.sum().save()
+        closed = model.closed.output.clone().save()
+    assert torch.equal(doubled, net.doubled(x).sum()) and not closed.is_inference()
+    with Doubles():
+        assert torch.equal(doubled * 2, net.doubled(x).sum())  # the model is not left changed
+    with model.trace(x):
+        with Doubles():
+            first = model.doubled.output.sum().save()
+            second = model.closed.output.sum().save()
+    assert torch.equal(first, doubled * 2)
+    assert torch.equal(second, closed.sum() * 2)
+
+
+def test_nothing_after_a_line_that_fails_in_a_try(model, x, outputs):
+    mine = []
+    with model.trace(x):
+        try:
+            mine.append(model.layers[0].output)
+            mine.append(model.layers[1].output.missing)
+            mine.append(model.layers[2].output)
+        except AttributeError:
+            mine.append(None)
+    assert torch.equal(mine[0], outputs[0]) and mine[1:] == [None]
+
+
+def test_what_was_there_before_is_there_after_an_error(model, x, outputs):
+    mine, table = [1, 2, 3], {"a": 1}
+    with pytest.raises(MissedProviderError):
+        with model.trace(x):
+            mine[1] = model.unused.output
+            table["a"] = model.unused.output
+            table["b"] = model.unused.output
+            mine[0] = model.layers[0].output
+    assert torch.equal(mine[0], outputs[0]) and mine[1:] == [2, 3] and table == {"a": 1}
+
+
+def test_places_that_do_not_take_a_value_are_told_at_once(model, x, outputs):
+    table, mine, part = {}, [1, 2], slice(0, 1)
+    with pytest.raises(TypeError, match="unhashable") as caught:
+        with model.trace(x):
+            a = model.layers[0].output.save()  # noqa: F841
+            table[[1]] = model.layers[1].output
+            _ = model.layers[2].output.save()
+    assert list(caught.value.saved) == ["a"]  # type: ignore[attr-defined]
+    with model.trace(x):
+        mine[part] = model.layers[1].output
+        _ = model.layers[2].output.save()
+    assert same(mine[:2], outputs[1]) and mine[2:] == [2]
 
 
 def test_nothing_stays(net, x):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import ast
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from nnsight.capture.rewrite import AHEAD, SAVE, load
 
@@ -39,11 +39,15 @@ _STILL = (
     *(ast.JoinedStr, ast.List, ast.Name, ast.Slice, ast.Tuple, ast.UnaryOp),
     *(ast.expr_context, ast.operator, ast.boolop, ast.cmpop, ast.unaryop),
 )
+_HANDING = (ast.Attribute, ast.Dict, ast.List, ast.Slice, ast.Subscript, ast.Tuple)
 Body = list[ast.stmt]
 
 
 def _is_still(node: ast.AST) -> bool:
-    """Whether `node` is the same however far the model has come, and nothing to it."""
+    """Whether `node` is nothing to the model, and the same however far it has come.
+
+    That is so if the names that it looks into are `_fixed`.
+    """
     if isinstance(node, ast.Call) and not node.keywords and len(node.args) < 2:
         saved = _is_save(node.func) or _is_our_save(node.func)
         empty = getattr(node.func, "id", None) in ("dict", "list", "range") and not node.args
@@ -59,6 +63,29 @@ def _is_way(node: ast.AST) -> bool:
     if isinstance(node, ast.Subscript):
         return _is_way(node.value) and (_is_way(node.slice) or _is_still(node.slice))
     return isinstance(node, ast.Name)
+
+
+def _fixed(node: ast.expr, looks: bool = False) -> ast.expr:
+    """`node` with `fixed(x)` for each name `x` that it looks into: it adds it, prints it, tests it.
+
+    A tensor changes as the model runs, and a list may hold what is due.
+
+    Args:
+        looks: whether what `node` is a part of looks into it, rather than hands it on.
+    """
+    if isinstance(node, ast.Name):
+        return _method(node, "fixed", [node]) if looks else node
+    looks = looks or not isinstance(node, _HANDING) or None in getattr(node, "keys", ())  # `**x`
+    new = copy.copy(node)
+    fields: list[tuple[str, Any]] = list(ast.iter_fields(node))
+    for name, value in fields:
+        if isinstance(value, ast.expr) and name != "func":
+            setattr(new, name, _fixed(value, looks))
+        elif isinstance(value, list):
+            parts = cast(list[Any], value)
+            new_parts = [_fixed(p, looks) if isinstance(p, ast.expr) else p for p in parts]
+            setattr(new, name, new_parts)
+    return new
 
 
 def _is_our_save(function: ast.expr) -> bool:
@@ -125,11 +152,11 @@ class _Writer:
 
     def _inside(self, node: ast.stmt, last: bool) -> ast.stmt:
         """A statement that holds others, with these asking ahead."""
-        if not isinstance(node, (ast.For, ast.While, ast.If, ast.With, ast.Try)):
-            return node
+        if not isinstance(node, (ast.For, ast.While, ast.If)):
+            return node  # in a `try` or a `with`, what fails or goes on ends or changes the rest
         new = copy.copy(node)
-        last = last and isinstance(node, ast.If)  # a loop goes on; a manager may undo what it did
-        for name in ("body", "orelse", "finalbody"):
+        last = last and isinstance(node, ast.If)  # a loop goes on
+        for name in ("body", "orelse"):
             if inner := getattr(node, name, None):
                 setattr(new, name, self.statements(inner, last))
         return new
@@ -160,7 +187,9 @@ class _Writer:
         if len(names) != len(targets) or len(values) != len(targets):
             return None
         if _is_still(node.value):
-            return _Kept(node, node)
+            new = _assign(node, target, _fixed(node.value))
+            own = self.bound.issuperset(_names(node.value, ast.Load) - {SAVE, "nnsight"})
+            return _Kept(node, new) if own else None  # others may bind a name anew meanwhile
         if not self.bound.issuperset(names):
             return None
         if len(names) == 1 and (listed := self._listed(node, node.value)) is not None:
@@ -179,7 +208,7 @@ class _Writer:
             return None
         if any(isinstance(inner, ast.Slice) for inner in ast.walk(target.slice)):
             return None
-        call = _method(node, "put", [target.value, target.slice, asked])
+        call = _method(node, "put", [_fixed(target.value), _fixed(target.slice), asked])
         return _Kept(node, _expression(node, call), [node])
 
     def _appending(self, node: ast.Expr, call: ast.expr) -> _Kept | None:
@@ -199,13 +228,15 @@ class _Writer:
         if asked is None:
             return None
         return _Kept(
-            node, _expression(node, _method(node, "append", [call.func.value, asked])), [node]
+            node,
+            _expression(node, _method(node, "append", [_fixed(call.func.value), asked])),
+            [node],
         )
 
     def _compound(self, node: ast.For | ast.If) -> _Kept | None:
         """A loop or a choice whose statements only keep values."""
         if isinstance(node, ast.If):
-            head = node.test if _is_still(node.test) else None
+            head = _fixed(node.test, looks=True) if _is_still(node.test) else None
         else:
             head = None if node.orelse or not _is_plain(node.target) else self._looped(node.iter)
         if head is None:
@@ -234,7 +265,7 @@ class _Writer:
             call = ast.Call(node.func, [each for each in inner if each is not None], [])
             return ast.copy_location(call, node)
         if _is_still(node) and not isinstance(node, ast.Name):
-            return node
+            return _fixed(node)
         return _method(node, "over", [_later(node)]) if _is_way(node) else None
 
     def _listed(self, node: ast.stmt, value: ast.expr) -> ast.expr | None:
@@ -251,7 +282,7 @@ class _Writer:
             if isinstance(new, ast.DictComp):
                 asked = self._asked(node, new.value) if _is_still(new.key) else None
                 if asked is not None:
-                    new.value = asked
+                    new.key, new.value = _fixed(new.key), asked
             else:
                 asked = self._asked(node, new.elt)
                 if asked is not None:
@@ -268,7 +299,9 @@ class _Writer:
         over = self._looped(node.iter)
         if over is None or node.is_async or not all(map(_is_still, node.ifs)):
             return None
-        return ast.comprehension(node.target, over, node.ifs, 0)
+        return ast.comprehension(
+            node.target, over, [_fixed(test, looks=True) for test in node.ifs], 0
+        )
 
     def _asked(self, node: ast.stmt, value: ast.expr, name: str | None = None) -> ast.expr | None:
         """`value` asked for ahead, in the statement `node`; None if it is none of a model."""
@@ -302,7 +335,7 @@ def _asks(node: ast.AST) -> bool:
 def _step(value: ast.expr) -> tuple[int, ast.expr, ast.expr] | None:
     """What `value` does with what it is made from: how, with what, and the latter."""
     if isinstance(value, ast.Subscript) and _is_still(value.slice):
-        index = ast.Subscript(load(AHEAD, value), value.slice, ast.Load())
+        index = ast.Subscript(load(AHEAD, value), _fixed(value.slice), ast.Load())
         return ITEM, ast.copy_location(index, value), value.value
     if isinstance(value, ast.Attribute):
         return ATTRIBUTE, ast.Constant(value.attr), value.value
@@ -315,7 +348,7 @@ def _step(value: ast.expr) -> tuple[int, ast.expr, ast.expr] | None:
 def _later(node: ast.expr) -> ast.expr:
     """`node` as a function, to be asked again when more has happened."""
     nothing = ast.arguments([], [], None, [], [], None, [])
-    return ast.copy_location(ast.Lambda(nothing, node), node)
+    return ast.copy_location(ast.Lambda(nothing, _fixed(node)), node)
 
 
 def _is_save(function: ast.expr) -> bool:

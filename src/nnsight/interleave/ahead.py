@@ -1,178 +1,21 @@
-"""Values that a block has asked for and goes on without (see `capture/ahead.py`)."""
+"""How a block asks for values and goes on without them (see `capture/ahead.py`)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import CellType
 from typing import Any
 
-import torch
-
-from nnsight.capture.ahead import ATTRIBUTE, ITEM
-from nnsight.capture.entrance import raise_at
 from nnsight.capture.frames import Span
-from nnsight.capture.rewrite import AHEAD, provided
 from nnsight.capture.saving import save, saves
 from nnsight.capture.scope import Scope, save_method
+from nnsight.interleave import ambient
+from nnsight.interleave.due import Due, Path, State, before, follow, pairs
 from nnsight.interleave.location import RESULT, Location
-from nnsight.interleave.request import READ, Request, here, request_of, wait
+from nnsight.interleave.request import READ, here, request_of, wait
 from nnsight.interleave.value import Value
-from nnsight.interleave.visit import Visit
 from nnsight.interleave.worker import Worker
-
-Path = Sequence[tuple[int, Any]]
-
-
-class Due:
-    """A value on its way: it stands where the value is to be put.
-
-    Args:
-        ahead: of the block that asked.
-        request: what it asked for.
-        view: makes what the user sees from the location and the raw value.
-        path: what is done with that: items, attributes and methods.
-        save: how the block saves it, if it does.
-        at: the statement that asked.
-        holder: the variable that it stands in; None until it is put into a list or a dict.
-    """
-
-    __slots__ = (
-        *("_block", "_grad", "_path", "_saves", "_view", "ahead", "at", "done", "error"),
-        *("holder", "key", "request", "value", "worker"),
-    )
-
-    def __init__(
-        self,
-        ahead: Ahead,
-        request: Request,
-        view: Callable[[Location, Any], Any] | None,
-        path: Path,
-        save: Callable[[Any], Any] | None,
-        at: Span,
-        holder: Any,
-    ) -> None:
-        self.ahead: Any = ahead  # None when it is no longer due
-        self.worker: Worker = ahead.worker
-        self.request, self.at = request, at
-        self.holder: Any = holder
-        self.key: Any = None  # where in the list or the dict
-        self._view, self._path = view, path
-        self._block = ahead.scope.block
-        self._saves = None if save is None else saves.get()
-        self._grad = torch.is_grad_enabled() if path else None
-        self.done = False
-        self.value: Any = None
-        self.error: Exception | None = None
-
-    def fill(self, raw: Any) -> None:
-        """Put the value in its place. An error that this brings is the block's."""
-        try:
-            value = self._value(raw)
-        except Exception as error:
-            self.fail(error)
-            return
-        self._end()
-        if self.holder is None:  # a list that is being made
-            self.value = value
-        else:
-            _replace(self.holder, self, value)
-
-    def fail(self, error: Exception) -> None:
-        """There is no value to come."""
-        self.error = error
-        self._end()
-        self.drop()
-
-    def _end(self) -> None:
-        self.done = True
-        self.ahead.open -= 1
-        self.ahead = None
-
-    def drop(self) -> None:
-        """Take it from where it stands: it will not come."""
-        self.ahead = None
-        if self.holder is not None:
-            _remove(self.holder, self)
-
-    def _value(self, raw: Any) -> Any:
-        location = self.request.location
-        assert location is not None
-        value = raw if self._view is None else self._view(location, raw)
-        if self._path:
-            if self._grad != torch.is_grad_enabled():
-                with torch.set_grad_enabled(bool(self._grad)):
-                    value = _follow(value, self._path)
-            else:
-                value = _follow(value, self._path)
-        if self._saves is not None:
-            place = (self._block, self.at)
-            keep, by = self._saves, self.worker.author
-            if type(value) is torch.Tensor:
-                keep.add(value, place, by)
-                return value
-            return save_method(lambda value: keep.add(value, place, by) or value, value)
-        return value
-
-    def raise_there(self, error: BaseException) -> None:
-        """Raise `error` at the line that asked."""
-        block = self._block
-        self.drop()
-        raise_at(block.site.filename, block.outer.name, self.at, error)
-
-    def __repr__(self) -> str:
-        return f"<value of `{self.request.location}`, on its way>"
-
-
-def _follow(value: Any, path: Path) -> Any:
-    for kind, what in path:
-        if kind == ITEM:
-            value = value[what]
-        else:
-            value = getattr(value, what)
-            if kind != ATTRIBUTE:
-                value = value()
-    return value
-
-
-def _replace(holder: Any, due: Due, value: Any) -> None:
-    """Put `value` where `due` stands, if it still does."""
-    if isinstance(holder, CellType):
-        if _content(holder) is due:
-            holder.cell_contents = value
-    elif (key := _key(holder, due)) is not None:
-        holder[key] = value
-
-
-def _remove(holder: Any, due: Due) -> None:
-    if isinstance(holder, CellType):
-        if _content(holder) is due:
-            del holder.cell_contents
-    elif (key := _key(holder, due)) is not None:
-        del holder[key]
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # unbound
-        return None
-
-
-def _key(holder: Any, due: Due) -> Any:
-    """Where `due` stands in a list or a dict; None if somebody took it out."""
-    try:
-        if holder[due.key] is due:
-            return due.key
-    except (IndexError, KeyError):
-        pass
-    return next((key for key, value in _pairs(holder) if value is due), None)
-
-
-def _pairs(holder: Any) -> list[tuple[Any, Any]]:
-    pairs: Any = holder.items() if hasattr(holder, "items") else enumerate(holder)
-    return list(pairs)
 
 
 def _of_class(owner: object, name: str) -> Any:
@@ -186,42 +29,16 @@ def _saves_as_we_do(keep: Any) -> bool:
     return method or keep is save
 
 
+def _is_fixed(value: Any) -> bool:
+    """Whether `value` is the same however far the model comes: a number, a text, a module."""
+    if type(value) in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    return type(value) in _SCALARS or _of_class(value, "watch") is not None
+
+
+_SCALARS = frozenset({bool, bytes, float, int, range, str, type(None)})
+_PLAIN = frozenset({dict, list, range, set, str, tuple})
 _HOLDERS: frozenset[type] = frozenset({list, dict, OrderedDict, defaultdict})
-
-
-class Dues:
-    """What the blocks of one run have asked for and go on without."""
-
-    def __init__(self) -> None:
-        self._by_place: dict[Location, list[Due]] = {}
-
-    def __iter__(self) -> Iterator[Due]:
-        return iter([due for dues in self._by_place.values() for due in dues])
-
-    def add(self, due: Due) -> None:
-        """One more."""
-        assert due.request.location is not None
-        self._by_place.setdefault(due.request.location, []).append(due)
-
-    def at(self, location: Location) -> bool:
-        """Whether something is due there."""
-        return bool(self._by_place.get(location))
-
-    def take(self, worker: Worker, visit: Visit) -> list[Due]:
-        """What `worker` gets at this visit: it is due no more."""
-        there = self._by_place.get(visit.location, ())
-        mine = [due for due in there if due.worker is worker and visit.is_for(due.request)]
-        if mine:
-            self._by_place[visit.location] = [due for due in there if due not in mine]
-        return mine
-
-    def drop(self) -> list[Worker]:
-        """Nothing will come any more. Returns whom it was due to."""
-        dropped = list(self)
-        self._by_place.clear()
-        for due in dropped:
-            due.drop()
-        return [due.worker for due in dropped]
 
 
 class _RunEnded(Exception):
@@ -237,6 +54,7 @@ class Ahead:
         self.open = 0  # how many values are due
         self.worker: Any = None
         self._asked: list[Due] = []  # since the block last waited
+        self._state: State | None = None
 
     def __getitem__(self, index: Any) -> Any:
         """What stands between the brackets."""
@@ -265,7 +83,7 @@ class Ahead:
             if self.open:
                 self.wait()
                 owner = way()
-            found = _follow(getattr(owner, kind), path)
+            found = follow(getattr(owner, kind), path)
             return found if save is None else save(found)
         request = request_of(worker, READ, Location(owner, value.kind))
         holder = None if name is None else self.scope.cells[name]
@@ -307,10 +125,40 @@ class Ahead:
     def over(self, way: Callable[[], Any]) -> Any:
         """What a loop runs over: parts of a model, or what may change as the model runs."""
         values = self._at_rest(way)
-        if self.open and _of_class(values, "watch") is None:  # no part of a model
+        if _of_class(values, "watch") is not None:  # parts of a model
+            return values
+        if self.open:
             self.wait()
             values = way()
-        return values
+        return (
+            values
+            if type(values) in _PLAIN or _of_class(values, "still")
+            else self._one_by_one(values)
+        )
+
+    def _one_by_one(self, values: Iterable[Any]) -> Iterator[Any]:
+        """What a loop over a generator gets: what that does on its way may do anything."""
+        rest = iter(values)
+        while True:
+            self.wait()
+            try:
+                value = next(rest)
+            except StopIteration:
+                return
+            yield value
+
+    def fixed(self, value: Any) -> Any:
+        """`value`, which is looked into: what is due comes first, if the model may change it."""
+        if self.open and not _is_fixed(value):
+            self.wait()
+        return value
+
+    def state(self) -> State:
+        """The torch state of the block."""
+        brief = ambient.brief()
+        if self._state is None or self._state[0] != brief or any(brief[1:]):
+            self._state = brief, ambient.current()
+        return self._state
 
     def append(self, values: Any, value: Any) -> None:
         """`values.append(value)`"""
@@ -324,15 +172,17 @@ class Ahead:
     def put(self, values: Any, key: Any, value: Any) -> None:
         """`values[key] = value`"""
         if type(value) is Due:
-            if type(values) in _HOLDERS:
+            if type(values) in _HOLDERS and type(key) is not slice:
+                value.former = before(values, key)
+                values[key] = value
                 value.holder, value.key = values, key
-            else:
-                value = self._now(value)
+                return
+            value = self._now(value)
         values[key] = value
 
     def hold(self, values: Any) -> Any:
         """A new list or dict, some of whose elements are due."""
-        for key, value in _pairs(values):
+        for key, value in pairs(values):
             if type(value) is Due:
                 value.holder, value.key = values, key
                 if value.done:
@@ -371,6 +221,3 @@ class Ahead:
                 wait(lambda: not self.open, _RunEnded)
             except _RunEnded:
                 self.open = 0
-
-
-provided[AHEAD] = Ahead

@@ -95,6 +95,21 @@ def run_with(state: Ambient, body: Callable[[], None]) -> None:
         body()
 
 
+def within(state: Ambient, compute: Callable[[], Any]) -> Any:
+    """What `compute()` gives in `state`; afterwards this thread is as it was."""
+    found: list[Any] = []
+    before = current()
+    try:
+        run_with(state, lambda: found.append(compute()))
+    finally:
+        run_with(before, _nothing)
+    return found[0]
+
+
+def _nothing() -> None:
+    pass
+
+
 def _set_autocast(state: Ambient) -> None:
     enabled = dict(state.autocast)
     for kind in _AUTOCAST_KINDS:

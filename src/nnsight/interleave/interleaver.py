@@ -17,10 +17,10 @@ import torch
 
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.ahead import Due, Dues
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
 from nnsight.interleave.cuts import Cut
+from nnsight.interleave.due import Due, Dues
 from nnsight.interleave.journal import Journal
 from nnsight.interleave.location import Location, Passage
 from nnsight.interleave.request import READ, WAIT, WRITE, Request

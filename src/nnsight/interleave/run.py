@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from nnsight.capture.rewrite import AHEAD, provided
 from nnsight.capture.traceback import hide, note, warn
 from nnsight.interleave import errors
+from nnsight.interleave.ahead import Ahead
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
@@ -22,6 +24,7 @@ from nnsight.interleave.request import here
 from nnsight.interleave.worker import Worker
 
 hide(os.path.dirname(torch.__file__))
+provided[AHEAD] = Ahead
 
 
 def run(

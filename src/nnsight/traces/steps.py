@@ -52,6 +52,8 @@ class Steps(Tracer):
         open: whether it goes on for as long as the run does.
     """
 
+    still = True  # to go on with a loop over them does nothing to the model
+
     def __init__(self, chosen: Sequence[int], name: str, open: bool) -> None:
         super().__init__()
         self.chosen, self.name, self.open = chosen, name, open
