@@ -133,19 +133,19 @@ def test_a_batch_of_unknown_size_is_never_cut():
 def test_a_model_that_knows_better_is_asked_leaf_by_leaf():
     asked = []
 
-    def varies(location, leaf, length):
+    def varies(location, leaf):
         asked.append((location, leaf))
         return {0: True, 1: False, 2: None}[leaf]
 
     value = (batched(), [batched()], torch.tensor(1.0), {"k": batched()})
-    batch = Batch(TOTAL, True, lambda at, leaf, length: varies(at, min(leaf, 2), length))
+    batch = Batch(TOTAL, True, lambda at, leaf, shape: varies(at, min(leaf, 2)))
     one, [two], _, rest = batch.narrow(value, FIRST, AT)
     assert [t.shape[0] for t in (one, two, rest["k"])] == [2, TOTAL, 2]
     assert {at for at, _ in asked} == {AT}
 
 
 def test_rows_that_lie_one_after_the_other_in_one_dimension():
-    batch = Batch(TOTAL, True, lambda at, leaf, length: length == 3 * TOTAL)
+    batch = Batch(TOTAL, True, lambda at, leaf, shape: shape[0] == 3 * TOTAL)
     whole = torch.arange(3.0 * TOTAL)[:, None]
     own = batch.narrow(whole, LAST, AT)
     assert torch.equal(own, whole[3 * LAST.start : 3 * LAST.stop])

@@ -1,12 +1,13 @@
 """Which values of a model have one row per input, where their length alone cannot tell.
 
 A tensor with as many rows as the batch is almost always batched. It may also be a sequence, the
-heads, a table of positions that is as long by chance; and a tensor that is several times as long
-may be all rows' tokens in one dimension. Where the batch size is close to a size of the model or of
-an input, or a length is a multiple of it, a twin of the model, which shares its weights, is run
-once with another number of rows: what keeps its length is not batched, what grows as the batch did
-is. The answer is kept with the model. Of a method that calls the model step by step, the first step
-and the second are told apart: the first reads a prompt.
+heads, a table of positions that is as long by chance, or the tokens that a router sent to one
+expert; and a tensor that is several times as long may be all rows' tokens in one dimension, or
+tokens sorted by expert. Where that is open, a twin of the model, which shares its weights, is run
+once with other rows: some like the batch's, then the same in reverse (`mirror.py`). What does not
+grow as the batch does is not batched. What grows, but whose parts do not come back in reverse, is
+not made of rows one after the other. The answer is kept with the model. Of a method that calls the
+model step by step, the first step and the second are told apart: the first reads a prompt.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import copy
 import functools
 import random
 import sys
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import Module
@@ -26,12 +27,15 @@ from torch.nn import Module
 from nnsight import nested
 from nnsight.capture.traceback import warn
 from nnsight.envoy.handoff import collects
+from nnsight.envoy.mirror import Mirror
 from nnsight.envoy.operations import Operation, watch_twin
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
 from nnsight.interleave.request import here
 
-# Of every leaf at a module path and a kind, at the first visit or a later one: its first length.
-Lengths = dict[tuple[str, str, bool], list[int]]
+T = TypeVar("T")
+# Something of every leaf at a module path and a kind, at the first visit or a later one.
+Told = dict[tuple[str, str, bool], list[T]]
+Lengths = Told[int]
 
 
 def sizes_of(module: Module) -> frozenset[int]:
@@ -60,16 +64,6 @@ def signature(value: Any) -> Any:
     return value if isinstance(value, plain) else type(value)
 
 
-def _with_rows(values: Any, total: int, rows: int) -> Any:
-    """`values` with `rows` rows instead of `total`."""
-
-    def grow(leaf: torch.Tensor) -> torch.Tensor:
-        batched = leaf.ndim > 0 and leaf.shape[0] == total
-        return leaf.repeat_interleave(rows, 0)[:rows] if batched else leaf
-
-    return nested.map_leaves(grow, values)
-
-
 def _twin(module: Module) -> Module:
     """A copy of `module` that shares its weights and has a state and no hook of ours.
 
@@ -84,14 +78,21 @@ def _twin(module: Module) -> Module:
     return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
 
 
+def _cuda_devices(module: Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+
+
+def _random_states(module: Module) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(module))]
+
+
 @contextmanager
 def _same_randomness(module: Module) -> Generator[None]:
     """Put back every random generator that the model may draw from."""
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    devices = {p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(devices)):
+        with torch.random.fork_rng(devices=_cuda_devices(module)):
             yield
     finally:
         random.setstate(states[0])
@@ -99,11 +100,17 @@ def _same_randomness(module: Module) -> Generator[None]:
             numpy.random.set_state(states[1])
 
 
-def _keep(lengths: Lengths, path: str, kind: str, value: Any) -> None:
-    later = (path, kind, False) in lengths
-    if (path, kind, later) not in lengths:
-        first = [leaf.shape[0] if leaf.ndim else 0 for leaf in nested.leaves(value)]
-        lengths[path, kind, later] = first
+def length_of(leaf: torch.Tensor) -> int:
+    """How long the first dimension is; 0 if there is none."""
+    return leaf.shape[0] if leaf.ndim else 0
+
+
+def _keep(
+    told: Told[T], tell: Callable[[torch.Tensor], T], path: str, kind: str, value: Any
+) -> None:
+    later = (path, kind, False) in told
+    if (path, kind, later) not in told:
+        told[path, kind, later] = [tell(leaf) for leaf in nested.leaves(value)]
 
 
 @contextmanager
@@ -131,26 +138,27 @@ Recorder = Callable[[Module, Callable[[str, str, Any], None]], Callable[[], None
 def measure(
     module: Module,
     call: functools.partial[Any],
+    tell: Callable[[torch.Tensor], T],
     record: Recorder = _record,
-) -> Lengths:
-    """The first length of the values of `module` in a call like `call`, made of a twin.
+) -> Told[T]:
+    """What `tell` says of the values of `module` in a call like `call`, made of a twin.
 
     Args:
         record: has the values that it is about kept when the twin runs, and returns what ends
             that; by default those of every module.
     """
-    lengths: Lengths = {}
+    told: Told[T] = {}
+    keep = functools.partial(_keep, told, tell)
     with _same_randomness(module), _outside_the_run(), torch.no_grad():
         twin = _twin(module)
-        done = record(twin, functools.partial(_keep, lengths))
+        done = record(twin, keep)
         method = twin if call.func is module else getattr(twin, call.func.__name__)
         try:
             # in no context: what the model's own call collects is not to get the twin's values
-            value = contextvars.Context().run(method, *call.args, **call.keywords)
-            _keep(lengths, "", RESULT, value)
+            keep("", RESULT, contextvars.Context().run(method, *call.args, **call.keywords))
         finally:
             done()
-    return lengths
+    return told
 
 
 class BatchAxis:
@@ -178,19 +186,21 @@ class BatchAxis:
         self._total, self._call, self._also = total, call, also
         self.step: Callable[[], int] = lambda: 0  # which step the run is at
 
-    def __call__(self, location: Location, leaf: int, length: int) -> bool | None:
-        if length == self._total and not self.doubtful:
+    def __call__(self, location: Location, leaf: int, shape: Sequence[int]) -> bool | None:
+        length = shape[0]
+        if length == self._total and not self.doubtful and not self._may_be_routed(shape):
             return True
         if getattr(type(location.owner), "between_steps", False):
             return True
         path, kind = self.key(location)
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)
-        later = self.step() > 0 and (path, kind, True) in self._lengths
-        lengths = self._lengths.get((path, kind, later))
-        if lengths is None or leaf >= len(lengths):
+        later = self.step() > 0 and (path, kind, True) in self._told
+        leaves = self._told.get((path, kind, later))
+        if leaves is None or leaf >= len(leaves):
             return None
-        return lengths[leaf] == self._rows * (length // self._total)
+        other, of_rows = leaves[leaf]
+        return of_rows and other == self._mirror.rows * (length // self._total)
 
     def key(self, location: Location) -> tuple[str, str]:
         """Under which path and kind the lengths at `location` are kept."""
@@ -211,40 +221,62 @@ class BatchAxis:
         return self._total in self._sizes or self._total in self._also
 
     @functools.cached_property
-    def _rows(self) -> int:
-        """A number of rows that is no size of the model: it means the batch wherever it shows."""
-        return next(n for n in _from(self._total + 1) if n not in self._sizes)
+    def _tokens(self) -> frozenset[int]:
+        """How many ids the model reads for each row; none for a model that reads no ids."""
+        leaves = nested.leaves((self._call.args, self._call.keywords))
+        ids = (leaf for leaf in leaves if leaf.ndim == 2 and not leaf.is_floating_point())
+        return frozenset(leaf.shape[1] for leaf in ids)
+
+    def _may_be_routed(self, shape: Sequence[int]) -> bool:
+        """Whether a value may be as many of the batch's tokens by chance.
+
+        Models that read ids have a dimension for tokens beside that for rows almost everywhere. A
+        value that has none may be the tokens that one expert was sent.
+        """
+        return bool(self._tokens) and len(shape) <= 2 and not self._tokens.issuperset(shape[1:2])
 
     @functools.cached_property
-    def _lengths(self) -> Lengths:
+    def _mirror(self) -> Mirror:
+        return Mirror.of(self._total, self._sizes)
+
+    @functools.cached_property
+    def _told(self) -> Told[tuple[int, bool]]:
+        """Of each leaf its length in the mirror, and whether it is made of rows there."""
         args, kwargs = self._call.args, self._call.keywords
         method = getattr(self._call.func, "__name__", None)  # none of a module
         key = (method, self._total, self._module.training, signature((args, kwargs)))
         if key not in self._memory:
-            self._memory[key] = self._rows, self._measure()
-        self.__dict__["_rows"], lengths = self._memory[key]
-        return lengths
+            self._memory[key] = self._mirror, self._measure()
+        self.__dict__["_mirror"], told = self._memory[key]
+        return told
 
     def _look_at(self, operation: Operation, path: str, kind: str) -> None:
         """Measure the values of an operation too, the first time that one is asked about."""
-        if (path, kind, False) not in self._lengths:
+        if (path, kind, False) not in self._told:
             within = operation.within.path[len(self._path) + 1 :]
 
             def record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[], None]:
                 see = functools.partial(keep, path)
                 return watch_twin(operation, twin.get_submodule(within), see)
 
-            self._lengths.update(self._measure(record))
-            self._lengths.setdefault((path, kind, False), [])
+            self._told.update(self._measure(record))
+            self._told.setdefault((path, kind, False), [])
 
-    def _measure(self, record: Recorder = _record) -> Lengths:
-        method = self._call.func
+    def _measure(self, record: Recorder = _record) -> Told[tuple[int, bool]]:
+        method, mirror = self._call.func, self._mirror
+        start = _random_states(self._module)
+
+        def tell(leaf: torch.Tensor) -> tuple[int, bool]:
+            # behind a dropout rows of equal content differ: only their length says something
+            drawn = not all(map(torch.equal, start, _random_states(self._module)))
+            return length_of(leaf), drawn or mirror.holds(leaf)
+
         try:
             if method is not self._module and getattr(method, "__self__", None) is not self._module:
                 raise TypeError("a function cannot be run on a twin")
-            given = self._call.args, self._call.keywords
-            args, kwargs = _with_rows(given, self._total, self._rows)
-            return measure(self._module, functools.partial(method, *args, **kwargs), record)
+            args, kwargs = mirror.given((self._call.args, self._call.keywords))
+            call = functools.partial(method, *args, **kwargs)
+            return measure(self._module, call, tell, record)
         except Exception as error:
             if self.doubtful:
                 warn(
@@ -254,9 +286,3 @@ class BatchAxis:
                     "that is wrong."
                 )
             return {}
-
-
-def _from(start: int) -> Iterable[int]:
-    while True:
-        yield start
-        start += 1

@@ -11,7 +11,7 @@ alone cannot tell, the model is asked what changes with the batch size (`Batch.v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Piece
 from nnsight.interleave.rows import Even, Rows, Share, with_parts
 
-Varies = Callable[[Location, int, int], "bool | None"]
+Varies = Callable[[Location, int, Sequence[int]], "bool | None"]
 Note = Callable[[torch.Tensor, Piece], None]
 
 
-def _unknown(location: Location, leaf: int, length: int) -> bool | None:
+def _unknown(location: Location, leaf: int, shape: Sequence[int]) -> bool | None:
     return None
 
 
@@ -38,7 +38,7 @@ class Batch:
 
     total: int = 0  # rows; 0 if unknown
     split: bool = False  # whether two or more blocks share it
-    # whether the first dimension of a leaf, of a length, follows the batch size, if known
+    # whether the first dimension of a leaf, of a shape, follows the batch size, if known
     varies: Varies = _unknown
 
     def per_row(self, value: torch.Tensor, location: Location, leaf: int) -> int:
@@ -51,10 +51,10 @@ class Batch:
             return 0
         length = value.shape[0]
         if length == self.total:
-            return int(self.varies(location, leaf, length) is not False)
+            return int(self.varies(location, leaf, value.shape) is not False)
         if length % self.total:
             return 0
-        return length // self.total if self.varies(location, leaf, length) else 0
+        return length // self.total if self.varies(location, leaf, value.shape) else 0
 
     def share(self, value: torch.Tensor, location: Location, leaf: int) -> Share | None:
         """How `value` belongs to the rows of the batch; None if it is whole for everyone."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nnsight.capture.traceback import warn
-from nnsight.envoy.batch_axis import BatchAxis, Lengths, measure
+from nnsight.envoy.batch_axis import BatchAxis, Lengths, length_of, measure
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
 from nnsight.interleave.rows import Even, Rows, Share, Uneven
@@ -63,7 +63,7 @@ class Seeing(Batch):
     def _lengths(self) -> list[Lengths]:
         """Of each invoke, how long the values are when it runs alone."""
         try:
-            return [measure(self.module, call()) for _, call in self.invokes]
+            return [measure(self.module, call(), length_of) for _, call in self.invokes]
         except Exception as error:
             warn(
                 "these invokes have images, and to tell whose values are whose the model must be "

@@ -92,7 +92,10 @@ def guessed(root: Module) -> tuple[str, Family] | None:
     What names cannot tell (`resid_mid`, the parts of a fused projection) is left out rather than
     guessed. None if there is no list of layers.
     """
-    lists = {path: module for path, module in root.named_modules() if _is_layers(module)}
+    lists: dict[str, Module] = {}
+    for path, module in root.named_modules():  # from the outside in
+        if _is_layers(module) and not any(path.startswith(f"{outer}.") for outer in lists):
+            lists[path] = module  # a list in a layer holds experts or parts
     if not lists:
         return None
     # those of experts are deeper, in each layer

@@ -9,7 +9,7 @@ becomes exactly the call that `model(**tokenizer(prompt, return_tensors="pt"))` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -30,6 +30,7 @@ from nnsight.modeling.padding import (
     stack,
     unpredicted,
 )
+from nnsight.modeling.unmasked import warn_unmasked
 
 _PROMPTS = ("inputs", "input_ids")
 """Names under which a prompt of any form may go in."""
@@ -102,6 +103,8 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     if params.get("past_key_values") is None:
         _put_positions_right(fields, format)
         _check_length(fields, format)
+    if _has_values(fields.get("attention_mask")):
+        warn_unmasked(fields, format)
     _drop_needless_mask(fields, format)
     return _call({**fields, **params}, format)
 
@@ -331,6 +334,6 @@ def _drop_needless_mask(fields: Fields, format: Format) -> None:
     del fields["attention_mask"]
 
 
-def _has_values(tensor: torch.Tensor) -> bool:
+def _has_values(tensor: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     """Whether the numbers can be looked at: not on meta, nor while only shapes are computed."""
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+    return tensor is not None and not tensor.is_meta and not isinstance(tensor, FakeTensor)

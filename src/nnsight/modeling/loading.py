@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ from nnsight.modeling.options import (
     chosen,
     default_dtype,
     for_transformers,
+    transformers_version,
 )
 
 _IN_A_LAYER = re.compile(r"\.\d+\.")
@@ -287,10 +289,20 @@ def skeleton(
     kept = chosen(options, ("trust_remote_code", "code_revision"))
     if options.get("attn_implementation") in _ATTENTION_WITHOUT_PACKAGES:
         kept["attn_implementation"] = options["attn_implementation"]
-    module = on_meta(lambda: build(config, automodel, kept), buffers)
+    with _uninitialised():
+        module = on_meta(lambda: build(config, automodel, kept), buffers)
     module.tie_weights()  # type: ignore[operator] # moving each parameter to meta untied them
     _cast(module, options.get("dtype", options.get("torch_dtype", default_dtype())))
     return module
+
+
+def _uninitialised() -> AbstractContextManager[Any]:
+    """Keeps transformers 4 from drawing weights, which some families cannot on meta (Bamba)."""
+    if transformers_version() >= (5, 0):
+        return nullcontext()
+    from transformers import modeling_utils
+
+    return modeling_utils.no_init_weights()  # type: ignore[attr-defined] # only there
 
 
 def _cast(module: torch.nn.Module, dtype: Any) -> None:
