@@ -14,6 +14,13 @@ import nnsight
 from tests.pages import ROOT, blocks_of, pages, run
 
 
+@pytest.fixture(autouse=True)
+def switch_off():
+    """A page that fails while the old-script switch is on leaves it off."""
+    yield
+    nnsight.CONFIG.APP.LEGACY = False
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,9 @@ class AppConfig:
     - `CROSS_INVOKER` (`NNSIGHT_CROSS_INVOKER`, on by default): the blocks of one trace share names.
     - `TRACE_CACHING`, `DISABLE_CPP_BACKTRACE`: taken for older code, without effect. Blocks are
       always compiled once, and no backtrace of C++ is touched.
-    - `LEGACY` (`NNSIGHT_LEGACY`): the oldest spellings work; includes `PYMOUNT`.
+    - `LEGACY` (`NNSIGHT_LEGACY`): old scripts run. Blocks of layers that returned tuples in
+      transformers 4.x show a tuple, so that `.output[0]` is the hidden state; tensors have `value`,
+      `token[...]` and `t[...]`; includes `PYMOUNT`.
     """
 
     DEBUG: bool

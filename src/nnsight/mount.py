@@ -2,7 +2,7 @@
 
 Inside a block `x.save()` is compiled to `save(x)`, whatever `x` is. A helper function that a block
 calls is not compiled by us, so tensors have the method too. For code of older releases it can be
-mounted on every object, by a switch.
+mounted on every object, by a switch; and `value`, `token` and `t[...]` on tensors, by another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from nnsight.capture.callsite import is_entered_at
 from nnsight.capture.saving import save
 from nnsight.config import CONFIG
 from nnsight.interleave.gradients import shares_graph
+from nnsight.interleave.token_index import TokenIndex
 from nnsight.traces.backward import BackwardBlock
 
 
@@ -82,6 +84,41 @@ def mount_save_on_objects() -> None:
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(object))
 
 
+class _Oldest:
+    """An attribute of tensors from the first releases. A tensor may have its own of that name."""
+
+    def __init__(self, name: str, get: Callable[[torch.Tensor], Any]) -> None:
+        self._name, self._get = name, get
+        self._plain = getattr(torch.Tensor, name, self)  # what the class has otherwise
+
+    def __get__(self, tensor: torch.Tensor | None, owner: type) -> Any:
+        if tensor is None:
+            return self._plain
+        own = vars(tensor)
+        return own[self._name] if self._name in own else self._get(tensor)
+
+    def __set__(self, tensor: torch.Tensor, value: Any) -> None:
+        vars(tensor)[self._name] = value
+
+
+_OLDEST = {
+    "value": _Oldest("value", lambda tensor: tensor),  # of a stand-in it was the tensor
+    "token": _Oldest("token", functools.partial(TokenIndex, "token")),
+    "t": _Oldest("t", functools.partial(TokenIndex, "t")),  # `x.t()` is what it is in PyTorch
+}
+
+
+def mount_oldest_on_tensors() -> None:
+    """Give tensors the spellings of the first releases, or take them away, as `LEGACY` says."""
+    for name, attribute in _OLDEST.items():
+        mounted = vars(torch.Tensor).get(name) is attribute
+        if CONFIG.APP.LEGACY and not mounted:
+            setattr(torch.Tensor, name, attribute)
+        elif mounted and not CONFIG.APP.LEGACY:
+            delattr(torch.Tensor, name)
+
+
 def watch_switches() -> None:
-    """Follow the switch for `object` from now on."""
+    """Follow the switches for objects and tensors from now on."""
     CONFIG.APP.watch(("PYMOUNT", "LEGACY"), mount_save_on_objects)
+    CONFIG.APP.watch(("LEGACY",), mount_oldest_on_tensors)

@@ -1,7 +1,8 @@
 """The user's own snippets, word for word apart from the name of the model.
 
 They were written for GPT-2 as it was when its blocks returned tuples, so that `.output[0]` is the
-hidden state; `seed_model` is that model. Snippets of later features have tests of their own.
+hidden state. Each runs twice: on that model, and on the one of the transformers that is installed
+under the old-script switch. Snippets of later features have tests of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from tests.conftest import make_gpt2_folder
 
 import nnsight
-from nnsight import LanguageModel, NeverCalledError, NNsight, OutOfOrderError
+from nnsight import CONFIG, LanguageModel, NeverCalledError, NNsight, OutOfOrderError
 
 
 def _tuple_blocks(network: torch.nn.Module) -> torch.nn.Module:
@@ -40,12 +41,26 @@ def _tuple_blocks(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-@pytest.fixture(scope="module")
-def model(gpt2_folder: Path) -> LanguageModel:
+@pytest.fixture(scope="module", params=["tuples", "switch"])
+def model(gpt2_folder: Path, request: pytest.FixtureRequest) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    network = _tuple_blocks(AutoModelForCausalLM.from_pretrained(gpt2_folder).eval())
+    network = AutoModelForCausalLM.from_pretrained(gpt2_folder).eval()
+    if request.param == "tuples":
+        _tuple_blocks(network)
     return LanguageModel(network, tokenizer=AutoTokenizer.from_pretrained(gpt2_folder))
+
+
+@pytest.fixture(autouse=True)
+def switch(request: pytest.FixtureRequest):
+    parameters = getattr(request.node, "callspec", None)
+    CONFIG.APP.LEGACY = parameters is not None and parameters.params.get("model") == "switch"
+    yield
+    CONFIG.APP.LEGACY = False
+
+
+without_switch = pytest.mark.parametrize("model", ["tuples"], indirect=True)
+under_switch = pytest.mark.parametrize("model", ["switch"], indirect=True)
 
 
 # --- quick start --------------------------------------------------------------------------------
@@ -314,6 +329,7 @@ def test_two_inputs_of_a_plain_module():
     assert torch.allclose(output2, network(example_input2))
 
 
+@without_switch
 def test_runner_is_a_tracer(model):
     with model.trace("The Eiffel Tower is in the city of") as runner:
         logits = model.lm_head.output.save()
@@ -324,6 +340,29 @@ def test_runner_is_a_tracer(model):
         print(logits.value)
 
 
+@under_switch
+def test_values_by_a_word_of_their_own(model):
+    with model.trace("The Eiffel Tower is in the city of") as runner:
+        logits = model.lm_head.output.save()
+    print(logits.value)
+    assert logits.value is logits and runner is not None
+
+
+@under_switch
+def test_tokens_by_a_word_of_their_own_under_the_switch(model):
+    with model.trace() as runner:
+        with runner.invoke('The Eiffel Tower is in the city of') as invoker:
+            logits = model.lm_head.output.t[0].save()
+    with model.trace('The Eiffel Tower is in the city of'):
+        expected = model.lm_head.output[:, 0].save()
+    assert torch.equal(logits, expected)
+    with model.trace('The Eiffel Tower is in the city of'):
+        hidden = model.transformer.h[0].mlp.output.token[0].save()
+        whole = model.transformer.h[0].mlp.output.save()
+    assert torch.equal(hidden, whole[:, -whole.shape[1]])
+
+
+@without_switch
 def test_tokens_by_a_word_of_their_own(model):
     """`.t` is of tensors themselves now, so `.t[0]` cannot be the first token: the error says so."""
     with pytest.raises(TypeError) as caught:

@@ -74,3 +74,23 @@ def test_an_error_of_a_run_inside_a_block_can_be_caught_there():
 
     outer.run(block)
     assert got == [2]
+
+
+def test_a_model_that_makes_another_error_of_a_blocks_does_not_hide_it():
+    """As transformers 4.57 does: it takes a `TypeError` for one of its own, and tries again."""
+    script = Script(a=1)
+
+    def call():
+        try:
+            return script.forward()
+        except TypeError:
+            raise TypeError("there are keywords missing") from None
+
+    def block():
+        read(script.a)
+        raise TypeError("of the block")
+
+    with pytest.raises(TypeError, match="of the block") as caught:
+        script.run(block, call=call)
+    assert caught.value.__context__ is None
+    assert at_work() == []

@@ -92,6 +92,9 @@ class Envoy(Node):
         doc="The first argument of the module: positional, else the first keyword.",
     )
 
+    _was_tuple: Callable[[Module], bool] = staticmethod(lambda module: False)
+    """Whether a module returns a bare tensor that code of earlier times knows as a tuple."""
+
     envoys: Envoys | None = None
     """What a subclass gives for `envoys=`, where nobody does."""
 
@@ -109,6 +112,7 @@ class Envoy(Node):
             path, rename, envoys = older.by_position(path, more, rename, envoys)
         table = aliases.resolve(module, rename, frozenset(dir(Envoy))) if rename else {}
         tree = Tree(module, table)
+        tree.was_tuple = type(self)._was_tuple
         own = type(self).envoys  # for any model, so not each path is in this one
         tree.classes = classes.resolve(module, envoys or own, Envoy, strict=envoys is not None)
         self._mount(module, path, tree, None)
@@ -273,10 +277,14 @@ class Envoy(Node):
         if worker is None or not hook:
             if worker is None:
                 self._before_run()
-            return self._module(*args, **kwargs)
+            return self._called(args, kwargs)
         with worker.observed() as run:
             handoff.count_inside(self._module, run)
-            return self._module(*args, **kwargs)
+            return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._module(*args, **kwargs)
+        return handoff.as_tuple(result) if self._tree.shows_tuple(self._module) else result
 
     # --- what a trace sees of this model (see traces/model.py) ------------------------------------
 
@@ -372,13 +380,14 @@ class Envoy(Node):
             raise errors.container(Location(self, kind), type(module).__name__, example)
         if run.sources:
             prepare_from(self, run)
-        handoff.watch(Location(self, kind), self._module, self._tree.above(self._module), run)
+        tupled = kind != INPUT and self._tree.shows_tuple(module)
+        handoff.watch(Location(self, kind), module, self._tree.above(module), run, tupled)
 
     def _layout(self) -> Layout:
         return self._tree.layout(self._path.partition(".")[0])
 
     def _observe(self, run: Interleaver, outputs: Targets, inputs: Targets, see: See) -> None:
-        observe(outputs, inputs, see, run)
+        observe(outputs, inputs, see, run, self._tree.shows_tuple)
 
     # --- as the module ----------------------------------------------------------------------------
 

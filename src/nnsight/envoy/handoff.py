@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import torch
 from torch.nn import Module
 
 from nnsight.envoy.layout import is_container
@@ -115,14 +116,31 @@ _NOTHING = Hook(_no_effect)
 # --- the three kinds of location ------------------------------------------------------------------
 
 
-def _watch_output(module: Module, location: Location, run: Interleaver) -> None:
+def _watch_output(module: Module, location: Location, run: Interleaver, tupled: bool) -> None:
     def hook(_: Module, args: Any, result: Any) -> Any:
         if not run.holds():
             return None
         value = run.offer(location, result)
         return None if value is result else value
 
-    _hook(module, hook, run)
+    def tuple_hook(_: Module, args: Any, result: Any) -> Any:
+        if not run.holds():
+            return None
+        seen = as_tuple(result)
+        value = run.offer(location, seen)
+        return None if value is seen else _bare(value)
+
+    _hook(module, tuple_hook if tupled else hook, run)
+
+
+def as_tuple(result: Any) -> Any:
+    """What a module returned, as blocks see it that want tuples."""
+    return (result,) if isinstance(result, torch.Tensor) else result
+
+
+def _bare(value: Any) -> Any:
+    """The tensor that a module returns, of the tuple that blocks see."""
+    return value[0] if isinstance(value, tuple) and value else value
 
 
 def _watch_input(module: Module, location: Location, run: Interleaver) -> None:
@@ -154,6 +172,7 @@ class _Pass:
         self.run = run
         self.skip: Location | None = None  # where blocks are asked whether to run at all
         self.around: Around | None = None
+        self.tupled = False  # blocks see the tensor that the module returns as a tuple
 
 
 class _Gate:
@@ -208,6 +227,8 @@ class _Gate:
             return call()
 
         run.written.append(location)
+        if one.tupled:
+            skips = {rows: _bare(value) for rows, value in skips.items()}
         result = outcome(run.batch, location, skips, run.away, observed)
         if not ran and one.around is not None:
             one.around.passed_over()
@@ -258,8 +279,9 @@ def _gate(module: Module, run: Interleaver, name: str = "forward") -> _Pass:
         return one
 
 
-def _watch_gate(module: Module, location: Location, run: Interleaver) -> None:
-    _gate(module, run).skip = location
+def _watch_gate(module: Module, location: Location, run: Interleaver, tupled: bool) -> None:
+    one = _gate(module, run)
+    one.skip, one.tupled = location, tupled
 
 
 def around(module: Module, run: Interleaver, name: str, make: Callable[[], Around]) -> Any:
@@ -302,21 +324,31 @@ def _untouch(modules: list[Module], key: Any) -> None:
         module._forward_hooks.pop(key, None)
 
 
-def watch(location: Location, module: Module, parents: Iterable[Module], run: Interleaver) -> None:
-    """Offer the value at `location` to the run whenever the module comes by there."""
+def watch(
+    location: Location,
+    module: Module,
+    parents: Iterable[Module],
+    run: Interleaver,
+    tupled: bool = False,
+) -> None:
+    """Offer the value at `location` to the run whenever the module comes by there.
+
+    Args:
+        tupled: blocks see a tensor that the module returns as a tuple of it.
+    """
     run.offered.add((id(module), location.kind))
     if run.last is None and isinstance(run.passage, Passage):
         run.passage.early.add(location)
     touch([*parents, module] if location.kind == SKIP else parents, run)
     if location.kind == OUTPUT:
-        _watch_output(module, location, run)
+        _watch_output(module, location, run, tupled)
     elif location.kind == INPUT:
         run.touched.add(id(module))
         _watch_input(module, location, run)
         # a block that has read the input may skip the module next: too late for a gate by then
         run.watch(Location(location.owner, SKIP))
     elif location.kind == SKIP:
-        _watch_gate(module, location, run)
+        _watch_gate(module, location, run, tupled)
 
 
 def _count(passage: Passage, modules: Iterable[Module], run: Interleaver) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from nnsight.envoy.handoff import Hook, new_key
+from nnsight.envoy.handoff import Hook, as_tuple, new_key
 from nnsight.envoy.passage import module_of
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, Location
@@ -20,8 +20,18 @@ See = Callable[[Location, Any], None]
 Targets = Mapping[Module, Location]
 
 
-def observe(outputs: Targets, inputs: Targets, see: See, run: Interleaver) -> None:
-    """From now on in `run`, show `see` the values of these modules whenever it comes by."""
+def observe(
+    outputs: Targets,
+    inputs: Targets,
+    see: See,
+    run: Interleaver,
+    shows_tuple: Callable[[Module], bool],
+) -> None:
+    """From now on in `run`, show `see` the values of these modules whenever it comes by.
+
+    Args:
+        shows_tuple: whether blocks see the tensor that a module returns as a tuple of it.
+    """
 
     def served(location: Location, value: Any) -> None:
         targets = {OUTPUT: outputs, INPUT: inputs}.get(location.kind)
@@ -31,17 +41,17 @@ def observe(outputs: Targets, inputs: Targets, see: See, run: Interleaver) -> No
 
     run.observers.append(served)
     if outputs:
-        _hook_outputs(outputs, see, run)
+        _hook_outputs(outputs, see, run, frozenset(filter(shows_tuple, outputs)))
     if inputs:
         _hook_inputs(inputs, see, run)
 
 
-def _hook_outputs(targets: Targets, see: See, run: Interleaver) -> None:
+def _hook_outputs(targets: Targets, see: See, run: Interleaver, tupled: frozenset[Module]) -> None:
     offered, key = run.offered, new_key()
 
     def hook(module: Module, args: Any, result: Any) -> None:
         if run.holds() and (id(module), OUTPUT) not in offered:
-            see(targets[module], result)
+            see(targets[module], as_tuple(result) if module in tupled else result)
 
     def undo() -> None:
         for module in targets:

@@ -15,6 +15,7 @@ from weakref import WeakSet, WeakValueDictionary, ref
 
 from torch.nn import Module, Parameter
 
+from nnsight.config import CONFIG
 from nnsight.envoy import errors, layout
 from nnsight.envoy.passage import Lineage, Survey
 from nnsight.traces.edits import concerns
@@ -36,9 +37,16 @@ class Tree:
         self._layout: layout.Survey | None = None
         self.loading = RLock()  # held by the thread that reads the weights
         self.classes: Any = None  # `classes.Classes`: of which class the nodes are
+        self.was_tuple: Callable[[Module], bool] = _never  # returns a tensor, and once a tuple
+        self.tuple_outputs: bool | None = None  # whether blocks see it as one; None: as switched
 
     def __repr__(self) -> str:
         return f"the wrapped {type(self.root).__name__}"
+
+    def shows_tuple(self, module: Module) -> bool:
+        """Whether blocks see the tensor that `module` returns as a tuple of it."""
+        wanted = CONFIG.APP.LEGACY if self.tuple_outputs is None else self.tuple_outputs
+        return wanted and self.was_tuple(module)
 
     def forget(self) -> None:
         """The model has changed: what was learned of it no longer holds."""
@@ -61,6 +69,10 @@ class Tree:
             self._lineage = Lineage(self.root)
             found = self._lineage.above(module)
         return found or []
+
+
+def _never(module: Module) -> bool:
+    return False
 
 
 class View:

@@ -207,6 +207,14 @@ def none_value(what: object) -> ValueError:
     )
 
 
+def no_token_index(name: str, index: object, shape: list[int]) -> TypeError:
+    return TypeError(
+        f"`.{name}[{index!r}]` counts tokens, along the second dimension of a value: an integer, a "
+        f"slice or a list of integers, for a tensor of shape (rows, tokens, ...). This one has the "
+        f"shape {shape}. For anything else, index the tensor itself: `x[:, i, j]`."
+    )
+
+
 def no_postprocess(what: object, name: str) -> AttributeError:
     return AttributeError(
         f"cannot assign `{what}`: it is a view of another value, and its class does not say how to "

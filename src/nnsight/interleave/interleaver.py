@@ -61,6 +61,8 @@ class Interleaver:
         self.passage: Passage | None = None  # what the run has passed, as the model tells it
         self.touched: set[int] = set()  # modules that PyTorch looks at because of this run, by id
         self.offered: set[tuple[int, str]] = set()  # modules by id, and kinds, that are offered
+        # how long the rows of the input are, and of each how much comes before its first token
+        self.padding: tuple[int, list[int]] | None = None
         self.journal: Journal | None = None  # for a run whose report is asked for
         self.observers: list[Observer] = []  # see each value as the model goes on with it
         self.grad = torch.is_grad_enabled()

@@ -71,10 +71,23 @@ def run(
         interleaver.cancel()
         interleaver.blame(error)
         _tell_edits(error, interleaver)
-        raise
+        if (own := _hidden(error, interleaver)) is None:
+            raise
     finally:
         here.run = outer
         interleaver.close()
+    try:
+        raise own
+    finally:
+        del own
+
+
+def _hidden(error: BaseException, interleaver: Interleaver) -> BaseException | None:
+    """The block's error that the model's code caught and made another one of, if it did."""
+    if interleaver.failure is None or not isinstance(error, Exception):
+        return None
+    own, where = interleaver.failure
+    return None if own is error else own.with_traceback(where)
 
 
 def _warn_stopped(waiting: list[Worker]) -> None:

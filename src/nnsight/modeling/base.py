@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.nn import Module
 
 from nnsight.envoy.envoy import Envoy
+from nnsight.modeling import older_blocks
 
 
 class NNsight(Envoy):
@@ -20,6 +21,8 @@ class NNsight(Envoy):
         rename: other names for modules, e.g. `{"transformer.h": "layers", "mlp": "ff"}`.
         envoys: subclasses of Envoy to stand for modules: one, or by module class or path.
     """
+
+    _was_tuple = staticmethod(older_blocks.was_tuple)
 
     @property
     def _model(self) -> Module:

@@ -38,6 +38,9 @@ class HuggingFaceModel(NNsight):
         import_edits: put the edits in force that were exported under the model's name, or under
             this one.
         check_names: run `check_names()` when the weights are there.
+        tuple_outputs: True shows the tensor that a block of layers returns as a tuple of it, as in
+            transformers 4.x, so that old scripts run; False says that `.output[0]` is meant as row
+            0. Left out, `CONFIG.APP.LEGACY` decides.
         **options: passed to `from_pretrained`: `device_map`, `dtype` (or `torch_dtype`),
             `attn_implementation`, `quantization_config`, `trust_remote_code`, `token`, ...
 
@@ -66,6 +69,7 @@ class HuggingFaceModel(NNsight):
         config_model: Any = None,
         import_edits: bool | str = False,
         check_names: bool = False,
+        tuple_outputs: bool | None = None,
         **options: Any,
     ) -> None:
         source = model_key if repo_id is None else repo_id
@@ -75,6 +79,7 @@ class HuggingFaceModel(NNsight):
         self._dispatched = not is_meta(module)
         self._checks_names = check_names
         super().__init__(module, path, rename=rename, envoys=envoys)
+        self._tree.tuple_outputs = tuple_outputs
         if type(self) is HuggingFaceModel:
             self._opened()
         if import_edits:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from nnsight.capture.callsite import is_entered
+from nnsight.config import CONFIG
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.modeling import errors, generation, tokens
+from nnsight.modeling import errors, generation, padding, tokens
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format, format_of, is_causal
 from nnsight.modeling.generation import Generator
@@ -184,6 +185,8 @@ class LanguageModel(HuggingFaceModel):
 
     def _enter(self, run: Interleaver, fn: str, call: functools.partial[Any]) -> None:
         super()._enter(run, fn, call)
+        if CONFIG.APP.LEGACY:
+            run.padding = padding.lengths(call.keywords.get("attention_mask"))
         if fn == generation.METHOD:
             generation.prepare(self, run, call)
 

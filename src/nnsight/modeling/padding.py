@@ -8,6 +8,7 @@ that its rows compute what they compute alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -196,6 +197,16 @@ def widened(block: torch.Tensor, width: int, fill: float, side: str) -> torch.Te
 def leading_padding(mask: torch.Tensor) -> torch.Tensor:
     """How many columns each row of a mask `(rows, tokens)` leaves out at the start: `(rows,)`."""
     return (mask.cumsum(-1) == 0).sum(-1)
+
+
+def lengths(mask: Any) -> tuple[int, list[int]] | None:
+    """How long the rows of a mask are, and how much padding each begins with; None if unknown."""
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return None
+    try:
+        return mask.shape[1], leading_padding(mask).tolist()
+    except RuntimeError:  # in a scan, which has no numbers
+        return None
 
 
 def positions(mask: torch.Tensor, first: int = 0) -> torch.Tensor:
