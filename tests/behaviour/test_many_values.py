@@ -521,3 +521,34 @@ def test_nothing_stays(net, x):
             gone  # noqa: B018
     finally:
         gc.enable()
+
+
+def test_nothing_stays_after_an_error(model, x):
+    def missed():
+        mine = []
+        try:
+            with model.trace(x):
+                mine.append(model.layers[0].output)
+                mine.append(model.unused.output)
+        except MissedProviderError:
+            return weakref.ref(mine[0])
+
+    def failed(waits):
+        mine = []
+        try:
+            with model.trace(x):
+                mine.append(model.layers[0].output)
+                mine.append(model.layers[1].output[99])
+                if waits:
+                    mine.clear()
+        except IndexError:
+            return weakref.ref(mine[0])
+
+    missed()
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [missed(), failed(False), failed(True)]
+        assert [ref and ref() for ref in kept] == [None] * 3 and None not in kept
+    finally:
+        gc.enable()

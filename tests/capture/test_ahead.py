@@ -95,9 +95,21 @@ def test_a_loop_that_reads_what_it_binds_is_left_as_it_is():
     assert written(text) == text
 
 
-def test_managers_see_what_was_asked_for_in_them():
-    found = written("with f():\n    x = m.a.output\n    y = m.b.output")
-    assert found.splitlines()[-1].strip().startswith("A.settle((")
+@pytest.mark.parametrize("around", ["with f():\n{}", "try:\n{}\nfinally:\n    pass"])
+def test_managers_and_tries_wait_line_by_line(around):
+    text = around.format("    x = m.a.output\n    y = m.b.output")
+    assert written(text) == text
+
+
+def test_names_that_are_looked_into_are_asked_for():
+    found = written("x = m.a.output\nz = y + 1\nd[f'{z}'] = m.b.output")
+    assert found.splitlines()[1] == "z = A.fixed(y) + 1"
+    assert "A.fixed(z)" in found.splitlines()[2]
+
+
+def test_names_of_others_are_read_in_their_turn():
+    found = written("x = m.a.output\ny = other\nz = m.b.output").splitlines()
+    assert found[:2] == ["x = m.a.output", "y = other"]
 
 
 def test_only_names_of_the_block_itself():

@@ -50,6 +50,8 @@ def entrance(filename: str, name: str, span: Span) -> CodeType:
 
 def raise_at(filename: str, name: str, span: Span, error: BaseException) -> NoReturn:
     """Raise `error` from the function `name` at `span`, where it was brought about earlier."""
-    step = {**GLOBALS, "step": lambda: (None, error)}
+    held = [error]
+    del error  # its traceback will hold this frame
+    step = {**GLOBALS, "step": lambda: (None, held.pop())}
     FunctionType(entrance(filename, name, span), step)()
     raise AssertionError("an entrance raises what its step gives")

@@ -96,8 +96,7 @@ class Ahead:
             return due
         due.holder = None
         due.fill(answer)
-        if due.error is not None:
-            raise due.error
+        due.raise_error()
         return due.value
 
     def _may_go_on(
@@ -208,8 +207,7 @@ class Ahead:
         if mine:
             self._asked = [due for due in self._asked if due.at != at]
             for due in mine:
-                if due.error is not None:
-                    raise due.error
+                due.raise_error()
                 if not due.done:
                     due.drop()
                     raise self.worker.missed(due.request)

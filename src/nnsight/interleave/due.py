@@ -113,11 +113,23 @@ class Due:
             return save_method(lambda value: keep.add(value, place, by) or value, value)
         return value
 
+    def raise_error(self) -> None:
+        """Raise what kept the value from coming, if something did."""
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+
     def raise_there(self, error: BaseException) -> None:
         """Raise `error` at the line that asked."""
-        block = self._block
+        block, self.error = self._block, None
         self.drop()
-        raise_at(block.site.filename, block.outer.name, self.at, error)
+        try:
+            raise_at(block.site.filename, block.outer.name, self.at, error)
+        finally:
+            del error
 
     def __repr__(self) -> str:
         return f"<value of `{self.request.location}`, on its way>"

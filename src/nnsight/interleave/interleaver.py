@@ -184,6 +184,8 @@ class Interleaver:
         except BaseException as raised:
             self.failure = (raised, raised.__traceback__)
             raise
+        finally:
+            del error
 
     def _is_away(self, worker: Worker) -> bool:
         """Whether `worker` skips what is running: the value at hand is none of its own."""
