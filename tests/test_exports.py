@@ -11,6 +11,7 @@ SURFACE = {
     "CONFIG",
     "BatchError",
     "Cache",
+    "DiffusionModel",
     "Envoy",
     "LanguageModel",
     "MissedProviderError",

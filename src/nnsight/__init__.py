@@ -34,11 +34,13 @@ from nnsight.traces.trace import Trace
 from nnsight.version import __version__
 
 if TYPE_CHECKING:
+    from nnsight.modeling.diffusion import DiffusionModel
     from nnsight.modeling.language import LanguageModel
     from nnsight.modeling.transformers import TransformersModel
     from nnsight.modeling.vlm import VisionLanguageModel
 
 _LAZY = {  # imported when first asked for
+    "DiffusionModel": "nnsight.modeling.diffusion",
     "ExceptionWrapper": "nnsight.intervention.tracing.util",
     "LanguageModel": "nnsight.modeling.language",
     "Object": "nnsight.hint",
@@ -67,6 +69,7 @@ __all__ = [
     "CONFIG",
     "BatchError",
     "Cache",
+    "DiffusionModel",
     "Envoy",
     "LanguageModel",
     "MissedProviderError",

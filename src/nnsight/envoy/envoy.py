@@ -347,7 +347,7 @@ class Envoy(Node):
             elif regular:
                 self._tree.surveys[key] = survey
 
-        clock = None if fn == "__call__" else self._module
+        clock = self._clock(fn)
         if survey is not None and survey.clock is not None:
             clock = survey.clock()
         stepwise = fn in self._stepwise
@@ -355,6 +355,10 @@ class Envoy(Node):
         if isinstance(run.batch.varies, BatchAxis):
             run.batch.varies.step = passage.step
         handoff.enter(self._module, passage, run, keep)
+
+    def _clock(self, fn: str) -> Module | None:
+        """The module whose calls are the steps of a run of `fn`; None if that is one call."""
+        return None if fn == "__call__" else self._module
 
     def _batch_of(self, total: int, split: bool, call: Any, given: list[Inputs]) -> Batch:
         return self._split_over(total, call) if split else Batch(total)

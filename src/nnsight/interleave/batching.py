@@ -12,7 +12,7 @@ alone cannot tell, the model is asked what changes with the batch size (`Batch.v
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.cuts import Cut
+from nnsight.interleave.gathered import Gathered
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.interleave.row_gradients import Piece
 from nnsight.interleave.rows import Even, Rows, Share, with_parts
@@ -40,6 +41,7 @@ class Batch:
     split: bool = False  # whether two or more blocks share it
     # whether the first dimension of a leaf, of a shape, follows the batch size, if known
     varies: Varies = _unknown
+    gathered: Gathered = field(default_factory=Gathered, compare=False)
 
     def per_row(self, value: torch.Tensor, location: Location, leaf: int) -> int:
         """How much of the first dimension of `value` belongs to each row of the batch.
@@ -79,7 +81,9 @@ class Batch:
             share = self.share(tensor, location, count)
             if share is None:
                 return tensor
-            (part,) = share.parts(rows)
+            part, *others = share.parts(rows)
+            if others:
+                return self.gathered.take(tensor, (part, *others))
             piece = Piece(tensor, part.start, part.size)
             view = piece.rows(tensor)
             if note is not None and (tensor.is_floating_point() or tensor.is_complex()):
@@ -105,6 +109,14 @@ class Batch:
             self._check_rows(full, new, location)
             return new
         return _Widening(self, rows, location, cuts).put(full, new)
+
+    def assemble(self, parts: Iterable[tuple[Rows, Any]], location: Location) -> Any:
+        """One value over all rows from a value for each block.
+
+        Raises:
+            BatchError: a block's value has another number of rows or another structure.
+        """
+        return assemble(parts, location)
 
     def check_skip(self, inputs: Any, rows: Rows | None, instead: Any, location: Location) -> None:
         """Refuse what is to take the place of a whole module and has other rows than its input.
@@ -177,16 +189,19 @@ class _Widening:
         share = self.batch.share(full, self.location, self.leaf)
         if share is None:
             return new  # everybody's: replaced for the whole batch
-        (part,) = share.parts(rows)
-        own = full.narrow(0, part.start, part.size)
-        if _same_view(new, own):
+        parts = share.parts(rows)
+        own = full.narrow(0, parts[0].start, sum(part.size for part in parts))
+        if len(parts) > 1:
+            if self.batch.gathered.is_of(new, full, parts):
+                return full
+        elif _same_view(new, own):
             return full
         if new.shape != own.shape:
             expected = f"this block's rows there are {nested.describe(own)}"
             raise errors.wrong_rows(self.location, nested.describe(new), expected)
         if new.dtype != full.dtype:
             raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
-        merged = with_parts(full, (part,), new.to(full.device))
+        merged = with_parts(full, parts, new.to(full.device))
         if self.cuts is not None:
             self.cuts.append(Cut(full, merged, share, (rows,)))
         return merged

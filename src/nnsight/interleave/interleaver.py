@@ -226,6 +226,7 @@ class Interleaver:
             self.journal.turned(worker)
         if saves is not None and before:  # rows of one tensor count their changes together
             saves.tolerate(before, worker.author)
+        self.batch.gathered.settle()
         for cut, versions in cuts:
             cut.mend(worker.rows, versions)
         if worker.error is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnsight import nested
 from nnsight.interleave import ambient, errors
-from nnsight.interleave.batching import Batch, assemble
+from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Region
 from nnsight.interleave.cuts import Cut
 from nnsight.interleave.location import SKIP, Location
@@ -134,7 +134,7 @@ def outcome(
         (rows, value) for rows, value in given[max(whole, default=-1) + 1 :] if rows is not None
     ]
     if not whole and sum(rows.size for rows, _ in parts) == batch.total:
-        return assemble(parts, location)
+        return batch.assemble(parts, location)
     result = given[whole[-1]][1] if whole else _for_the_others(parts, away, call)
     for rows, value in parts:
         result = batch.widen(result, rows, value, Location(location.owner, SKIP))

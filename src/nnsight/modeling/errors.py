@@ -404,3 +404,56 @@ def unequal_images(name: str, shapes: Iterable[Sequence[int]]) -> ValueError:
         f"{listed}), and this model takes one size in a batch. Resize the images to one size, or "
         "use a trace for each."
     )
+
+
+# --- pipelines -------------------------------------------------------------------------------
+
+
+def no_package(package: str, what: str) -> ImportError:
+    return ImportError(
+        f"{what} needs the package {package!r}, which is not installed: `pip install "
+        f"'nnsight[diffusion]'`, or `pip install {package}`."
+    )
+
+
+def no_pipeline(source: str, reason: BaseException) -> LoadError:
+    return LoadError(
+        f"The pipeline of {source!r} could not be loaded: {_first(reason)} Pass the folder that "
+        "`save_pretrained` of a pipeline wrote, a hub id, or a loaded pipeline."
+    )
+
+
+def not_a_pipeline(source: Any) -> TypeError:
+    return TypeError(
+        f"DiffusionModel opens a pipeline of diffusers, by hub id, by folder or as it is, not "
+        f"{show(source)}. One module of a pipeline goes into `NNsight(module)`."
+    )
+
+
+def pipeline_without_weights() -> RuntimeError:
+    return RuntimeError(
+        "A pipeline cannot be scanned: it looks at numbers on its way. Scan one of its modules, as "
+        "in `with model.unet.scan(latents, 0, encoder_hidden_states):`, or run it for one step."
+    )
+
+
+def nothing_to_draw() -> ValueError:
+    return ValueError(
+        "generate() needs a prompt: `model.generate(prompt)` runs at once and returns the images. "
+        "To see and change what happens meanwhile, write `with model.generate(prompt) as tracer:`."
+    )
+
+
+def missing_beside(name: str, have: Sequence[int], lack: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"Can't batch these invokes: `{name}` is given by {_listed('invoke', have)} but not by "
+        f"{_listed('invoke', lack)}. Give it in every invoke (prompts and embeddings do not mix in "
+        "one batch), or use a trace for each."
+    )
+
+
+def seeds_for_prompts(count: int, prompts: int) -> ValueError:
+    return ValueError(
+        f"{count} seed(s) or generator(s) were given for {prompts} prompt(s). Give one for all "
+        "prompts of the invoke, or a list with one for each."
+    )

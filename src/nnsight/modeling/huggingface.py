@@ -74,7 +74,7 @@ class HuggingFaceModel(NNsight):
     ) -> None:
         source = model_key if repo_id is None else repo_id
         config = config_model if config is None else config
-        self._loader = loader(source, automodel, config, revision, meta_buffers, **options)
+        self._loader = self._open(source, automodel, config, revision, meta_buffers, **options)
         module = self._loader.weights() if dispatch else self._loader.skeleton()
         self._dispatched = not is_meta(module)
         self._checks_names = check_names
@@ -84,6 +84,11 @@ class HuggingFaceModel(NNsight):
             self._opened()
         if import_edits:
             self.import_edits(None if import_edits is True else import_edits)
+
+    @staticmethod
+    def _open(source: Any, automodel: Any, config: Any, *place: Any, **options: Any) -> Loader:
+        """What the skeleton and the weights come from; `place` is a revision and `meta_buffers`."""
+        return loader(source, automodel, config, *place, **options)
 
     def __getattr__(self, name: str) -> Any:
         found = standard.lookup(self, name) if name in standard.NAMES else None

@@ -134,6 +134,98 @@ _QWEN_IDS = (
 )  # fmt: skip
 
 
+def stable_diffusion() -> Any:
+    """A Stable Diffusion pipeline: a UNet with guidance, and images of 16 by 16 pixels."""
+    diffusers = _diffusers()
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    words, encoder = _captions()
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=_vae((16, 32)),
+        text_encoder=encoder,
+        tokenizer=words,
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def flux() -> Any:
+    """A Flux pipeline: a transformer without guidance, and images of 8 by 8 pixels."""
+    diffusers = _diffusers()
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+    words, encoder = _captions()
+    t5 = _of("T5Config")(vocab_size=320, d_model=32, d_ff=48, d_kv=16, num_layers=1, num_heads=2)
+    plain = {"shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False}
+    pipeline = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_vae((16,), **plain),
+        text_encoder=encoder,
+        tokenizer=words,
+        text_encoder_2=_of("T5EncoderModel")(t5),
+        tokenizer_2=words,
+        transformer=transformer,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _diffusers() -> Any:
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers
+
+
+def _vae(widths: tuple[int, ...], **settings: Any) -> Any:
+    return _diffusers().AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=4,
+        norm_num_groups=4,
+        **settings,
+    )
+
+
+def _captions() -> tuple[Any, Any]:
+    """A tokenizer for prompts of 16 tokens, and CLIP's encoder of text."""
+    words = tokenizer("<end>")
+    words.model_max_length = 16
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    config = _of("CLIPTextConfig")(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        **ends,
+    )
+    return words, _of("CLIPTextModel")(config)
+
+
 def image_processor(name: str) -> Any:
     """The image processor of that name, for the small images that the models here look at."""
     size: Any = {"height": _IMAGE, "width": _IMAGE}
