@@ -418,8 +418,8 @@ def no_package(package: str, what: str) -> ImportError:
 
 def no_pipeline(source: str, reason: BaseException) -> LoadError:
     return LoadError(
-        f"The pipeline of {source!r} could not be loaded: {_first(reason)} Pass the folder that "
-        "`save_pretrained` of a pipeline wrote, a hub id, or a loaded pipeline."
+        f"The pipeline of {source!r} could not be loaded: {first_sentence(reason)} Pass the "
+        "folder that `save_pretrained` of a pipeline wrote, a hub id, or a loaded pipeline."
     )
 
 

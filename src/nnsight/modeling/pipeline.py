@@ -88,7 +88,7 @@ class LoadedPipeline:
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
 
-    def processor(self, place: Any) -> Any:
+    def processor(self, source: Any) -> Any:
         return None
 
 
@@ -154,7 +154,7 @@ class PipelineCheckpoint:
     def tokenizer(self, options: Mapping[str, Any]) -> Any:
         return None
 
-    def processor(self, place: Any) -> Any:
+    def processor(self, source: Any) -> Any:
         return None
 
 
