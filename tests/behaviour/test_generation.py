@@ -538,11 +538,11 @@ def test_settings_on_the_trace_and_on_invokes(model):
 
 
 def test_settings_that_disagree_are_refused(model):
-    with pytest.raises(ValueError, match="max_new_tokens"):
+    with pytest.raises(ValueError, match=r"`temperature` is 0\.5 in one and 2\.0 in another"):
         with model.generate() as tracer:
-            with tracer.invoke(PROMPT, max_new_tokens=2):
+            with tracer.invoke(PROMPT, temperature=0.5):
                 tracer.result
-            with tracer.invoke("Hello", max_new_tokens=3):
+            with tracer.invoke("Hello", temperature=2.0):
                 tracer.result
 
 

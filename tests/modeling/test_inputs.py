@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy
 import pytest
 import torch
@@ -81,7 +83,6 @@ def test_a_lone_tensor_is_handed_on_itself():
     ("args", "kwargs", "rows"),
     [
         ((), {}, 0),
-        ((None,), {}, 0),
         ((), {"max_new_tokens": 3, "labels": None}, 0),
         (("text",), {}, 1),
         ((["a", "b"],), {}, 2),
@@ -106,6 +107,20 @@ def test_a_lone_tensor_is_handed_on_itself():
 )
 def test_rows_are_counted_without_reading(args, kwargs, rows):
     assert count_rows(args, kwargs) == rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "The input is None, which holds no prompt"),
+        ({}, "The input is {}, which holds no prompt"),
+        ({"ids": [1]}, "its names are 'ids'. Named inputs hold 'input_ids'"),
+        ([{"rol": "user", "content": "hi"}], "a message of a chat 'role' and 'content'"),
+    ],
+)
+def test_an_input_without_a_prompt_is_refused(prompt, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        count_rows((prompt,), {})
 
 
 # --- text and chats --------------------------------------------------------------------------
@@ -265,6 +280,7 @@ REFUSED = [
     ("gpt2", given(b"hello"), "is not a prompt"),
     ("gpt2", given(torch.ones(1, 2)), "Pass embeddings by name: `inputs_embeds=`"),
     ("gpt2", given(torch.ones(1, 1, 2, dtype=torch.long)), "is not token ids"),
+    ("gpt2", given(inputs_embeds=torch.ones(1, 0, 32)), "The input is empty"),
     ("gpt2", given([1], [2]), "2 unnamed inputs were given"),
     ("gpt2", given([1], input_ids=[2]), "`input_ids` was given twice"),
     ("gpt2", given({"input_ids": [1], "labels": [1]}, labels=[1]), "`labels` was given twice"),

@@ -303,6 +303,18 @@ class Envoy(Node):
             warn_dropped(self._module, fn, kwargs)
         return args, kwargs
 
+    def _combined(
+        self, inputs: list[Inputs], shared: list[dict[str, Any]], fn: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The one call for all `inputs` with the settings that they share: the trace's come first.
+
+        The others are of the invokes without an input.
+        """
+        args, kwargs = self._batch(inputs, fn)
+        for settings in reversed(shared):
+            kwargs = {**kwargs, **settings}
+        return args, kwargs
+
     def _before_run(self) -> None:
         """Called before the module runs; a subclass loads its weights here."""
         root = self._view.nodes.get(id(self._tree.root)) or self._view.origin

@@ -52,6 +52,22 @@ def unreadable_input(value: Any) -> ValueError:
     return ValueError(f"{show(value)} of type {type(value).__name__} is not a prompt. {FORMS}")
 
 
+def no_data(value: Any) -> ValueError:
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if isinstance(value, dict) and value:
+        names = ", ".join(repr(name) for name in value)
+        return ValueError(
+            f"Nothing in this input is a prompt: its names are {names}. Named inputs hold "
+            "'input_ids', 'text' or what else the model reads; a message of a chat 'role' and "
+            "'content'."
+        )
+    return ValueError(
+        f"The input is {show(value)}, which holds no prompt. {FORMS} An empty `tracer.invoke()` "
+        "sees the whole batch."
+    )
+
+
 def not_ids(value: torch.Tensor) -> ValueError:
     if value.is_floating_point():
         way_out = "Pass embeddings by name: `inputs_embeds=`."
@@ -175,15 +191,6 @@ def too_long(length: int, limit: int) -> ValueError:
 
 def _listed(noun: str, places: Sequence[int]) -> str:
     return f"{noun} {', '.join(str(place) for place in places)}"
-
-
-def nothing_to_generate() -> ValueError:
-    return ValueError(
-        "generate() needs a prompt: `model.generate(prompt, max_new_tokens=...)` runs at once and "
-        "returns the ids. To see and change what happens meanwhile, write `with "
-        "model.generate(prompt, max_new_tokens=...) as tracer:`; a trace that is open already "
-        "cannot be made to generate from inside."
-    )
 
 
 # --- standard names --------------------------------------------------------------------------
@@ -342,13 +349,6 @@ def no_processor() -> ValueError:
         "There are images, and the model has no processor to read them with. Pass one when the "
         "model is made, `VisionLanguageModel(module, processor=processor)`, or pass what a "
         "processor returned."
-    )
-
-
-def no_processor_at(source: str, reason: BaseException) -> LoadError:
-    return LoadError(
-        f"The processor of {source!r} could not be loaded: {first_sentence(reason)} Pass another, "
-        "as an object or by where it lies: `processor=`."
     )
 
 

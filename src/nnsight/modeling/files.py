@@ -73,7 +73,7 @@ def read_processor(source: str | Path, options: Mapping[str, Any]) -> Any:
     try:
         return AutoProcessor.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as reason:
-        raise errors.no_processor_at(source, reason) from reason
+        raise load_errors.no_processor_at(source, reason) from reason
 
 
 def place(source: str | Path) -> str:

@@ -6,7 +6,7 @@ tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,6 +111,15 @@ class Format:
         settings = getattr(self.module, "generation_config", None)
         told = settings is None or getattr(settings, "pad_token_id", None) is not None
         return {} if told else {"pad_token_id": self.pad_id}
+
+    def generation_setting(self, name: str, given: Sequence[Mapping[str, Any]]) -> Any:
+        """A setting: of a call, of the config given to it, or of the model's own."""
+        own = getattr(self.module, "generation_config", None)
+        for kwargs in given:
+            if kwargs.get(name) is not None:
+                return kwargs[name]
+        found = (getattr(kwargs.get("generation_config"), name, None) for kwargs in given)
+        return next((value for value in found if value is not None), getattr(own, name, None))
 
     def _pad_candidates(self) -> Iterator[int]:
         settings = [_setting(self.module, name) for name in ("pad_token_id", "eos_token_id")]

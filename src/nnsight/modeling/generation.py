@@ -227,9 +227,9 @@ def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
     if hasattr(getattr(model._module, "generation_config", None), "disable_compile"):
         kwargs.setdefault("disable_compile", True)  # a compiled model knows no hooks
     taken = inspect.signature(method).parameters
-    copies = _setting(model, kwargs, "num_return_sequences") or 1
-    run.copies = max(copies, _beams(model, kwargs))
-    if "streamer" not in taken or _beams(model, kwargs) > 1:
+    beams = model._format.generation_setting("num_beams", [kwargs]) or 1
+    run.copies = max(model._format.generation_setting("num_return_sequences", [kwargs]) or 1, beams)
+    if "streamer" not in taken or beams > 1:
         return
     ends = None
     if "stopping_criteria" in taken:
@@ -245,19 +245,6 @@ def _with(ends: _Ends, given: Any) -> Any:
 
     kind = StoppingCriteriaList if given is None else type(given)
     return kind([*(given or ()), ends])
-
-
-def _beams(model: Any, kwargs: Mapping[str, Any]) -> int:
-    return _setting(model, kwargs, "num_beams") or 1
-
-
-def _setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    """A setting of a generation: of the call, of the config given to it, or of the model's own."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    own = getattr(model._module, "generation_config", None)
-    found = (getattr(config, name, None) for config in (kwargs.get("generation_config"), own))
-    return next((value for value in found if value is not None), None)
 
 
 # --- what a generation does to the batch ---------------------------------------------------------
@@ -287,6 +274,6 @@ def lengths(model: Any, kwargs: Mapping[str, Any]) -> range:
     tokens = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
     if tokens is None:
         return range(0)
-    start, new = tokens.shape[1], _setting(model, kwargs, "max_new_tokens")
-    longest = _setting(model, kwargs, "max_length") or 0
+    start, new = tokens.shape[1], model._format.generation_setting("max_new_tokens", [kwargs])
+    longest = model._format.generation_setting("max_length", [kwargs]) or 0
     return range(start, max(longest, start + (new or 0)) + 2)

@@ -9,15 +9,22 @@ becomes exactly the call that `model(**tokenizer(prompt, return_tensors="pt"))` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
+from nnsight import nested
 from nnsight.envoy.keywords import without_retired
-from nnsight.modeling import errors, prompts
+from nnsight.modeling import errors, limits, prompts
+from nnsight.modeling.fitting import (
+    check_ids,
+    check_length,
+    drop_needless_mask,
+    has_values,
+    put_positions_right,
+)
 from nnsight.modeling.format import Format
-from nnsight.modeling.keywords import merged, warn_swallowed
+from nnsight.modeling.keywords import merged, refuse_misspelt, warn_swallowed
 from nnsight.modeling.padding import (
     FILLS,
     Fields,
@@ -25,7 +32,6 @@ from nnsight.modeling.padding import (
     leading_padding,
     length_of,
     mask_of,
-    positions,
     runs_apart,
     stack,
     unpredicted,
@@ -35,12 +41,16 @@ from nnsight.modeling.unmasked import warn_unmasked
 _PROMPTS = ("inputs", "input_ids")
 """Names under which a prompt of any form may go in."""
 
+_TEXTS = ("text", "prompt", "messages")
+"""Names under which a text or a chat may go in."""
+
 _OTHER_DATA = (
     "inputs_embeds", "input_features", "input_values", "pixel_values", "decoder_input_ids"
 )  # fmt: skip
 """What a model can run on without a prompt; the first one there says how many rows there are."""
 
-_TOKENIZER_OPTIONS = ("add_special_tokens", "truncation", "max_length")
+TOKENIZER_OPTIONS = ("add_special_tokens", "truncation", "max_length")
+"""What the tokenizer may be told beside a text."""
 
 _AS_LONG_AS_TOKENS = ("attention_mask", "token_type_ids", "position_ids")
 
@@ -70,6 +80,8 @@ def count_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     if prompt is not None:
         return prompts.count(prompt)
     name = _main_of(named)
+    if name is None and args:
+        raise errors.no_data(args[0])
     return 0 if name is None else sum(map(len, _main_tensors(name, named[name])))
 
 
@@ -98,25 +110,73 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     """
     read = [_read(given.args, given.kwargs, format) for given in inputs]
     fields = join([fields for fields, _ in read], format)
+    if format.generates:
+        beams = int(format.generation_setting("num_beams", [own for _, own in read]) or 1)
+        limits.settle([own for _, own in read], [_rows(own) or 1 for own, _ in read], beams)
     params = merged([params for _, params in read])
-    _check_ids(fields, format)
+    check_ids(fields, format)
     if params.get("past_key_values") is None:
-        _put_positions_right(fields, format)
-        _check_length(fields, format)
-    if _has_values(fields.get("attention_mask")):
+        put_positions_right(fields, format)
+        check_length(fields, params, format)
+    if has_values(fields.get("attention_mask")):
         warn_unmasked(fields, format)
-    _drop_needless_mask(fields, format)
+    drop_needless_mask(fields, format)
     return _call({**fields, **params}, format)
 
 
 def _call(kwargs: dict[str, Any], format: Format) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not format.generates:
+    if format.generates:
+        refuse_misspelt(kwargs, format.taken)
+    else:
         warn_swallowed(kwargs, format.taken, format.method_name)
     if "input_ids" in kwargs and format.taken.names and not format.taken.takes("input_ids"):
         return (kwargs.pop("input_ids"),), kwargs  # a plain module calls its input what it likes
     if format.generates and "generation_config" not in kwargs:
         kwargs = {**format.padding_setting, **kwargs}
+    if format.generates and _looks_for_text(kwargs, format):
+        kwargs.setdefault("tokenizer", format.tokenizer.get())
     return (), kwargs
+
+
+def _looks_for_text(kwargs: Mapping[str, Any], format: Format) -> bool:
+    """Whether `generate` needs the tokenizer: to end at a text, or to mend the prompt's end."""
+    names = ("stop_strings", "token_healing")
+    return any(format.generation_setting(name, [kwargs]) for name in names)
+
+
+def spread(
+    inputs: Sequence[Given], shared: Sequence[Mapping[str, Any]], format: Format
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Settings that stand beside the invokes, given to each that does not say otherwise.
+
+    Args:
+        inputs: what each invoke with an input was given.
+        shared: the settings of the trace, and those of each invoke without an input.
+        format: how the model, and the method of it that is called, wants its inputs.
+
+    Returns:
+        The keywords of each input, and those of the whole call.
+
+    Raises:
+        ValueError: one is given twice, with different values.
+    """
+    settings = merged(shared)
+    readers = [_reads_text(given) for given in inputs]
+    named = {name for given in inputs for name in given.kwargs}
+    whole, each = {}, {}
+    for name, value in settings.items():
+        own = format.generates or name in named or (name in TOKENIZER_OPTIONS and any(readers))
+        by_row = name in FILLS or nested.first_tensor(value) is not None
+        (each if own and not by_row else whole)[name] = value
+    late = {name for others in shared[1:] for name in others}.union(TOKENIZER_OPTIONS)
+    if not format.generates:
+        dropped = {name: whole[name] for name in whole if name in late}
+        warn_swallowed(dropped, format.taken, format.method_name)
+    spread = []
+    for given, reads in zip(inputs, readers, strict=True):
+        fitting = [n for n in each if reads or format.generates or n not in TOKENIZER_OPTIONS]
+        spread.append({**{name: each[name] for name in fitting}, **given.kwargs})
+    return spread, whole
 
 
 # --- one invoke ------------------------------------------------------------------------------
@@ -136,7 +196,7 @@ def _split(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[
             if named.get(name) is not None:
                 raise errors.given_twice(name)
         prompt, named = None, {**prompt, **named}
-    for name in _PROMPTS:
+    for name in (*_PROMPTS, *(n for n in _TEXTS if _is_text(named.get(n)))):
         value = named.pop(name, None)
         if value is not None and prompt is not None:
             raise errors.given_twice(name)
@@ -164,6 +224,9 @@ def _read(
         fields = prompts.read(prompt, format, options)
     elif (main := _main_of(named)) is not None:
         pieces = [{main: tensor} for tensor in _main_tensors(main, named.pop(main))]
+        for piece in pieces:
+            if not piece[main].numel():
+                raise errors.empty_input(piece[main])
         fields = join(pieces, format, "item")
     beside = {name: _beside(name, value, fields, format, options) for name, value in named.items()}
     continued = named.get("past_key_values") is not None
@@ -182,7 +245,7 @@ def _read(
 def _take_options(prompt: Any, named: dict[str, Any], format: Format) -> dict[str, Any]:
     """Take out of `named` what is meant for the tokenizer; a prompt of ids needs none of it."""
     others = format.taken.names | ({"max_length"} if format.generates else set())
-    names = [name for name in _TOKENIZER_OPTIONS if name in named and name not in others]
+    names = [name for name in TOKENIZER_OPTIONS if name in named and name not in others]
     if not names or not prompts.has_text(prompt):
         return {}
     return {name: named.pop(name) for name in names}
@@ -238,9 +301,16 @@ def _from_lists(name: str, value: Sequence[Any], format: Format) -> torch.Tensor
 
 
 def _is_text(value: Any) -> bool:
+    """Whether `value` is a text, a chat or a list of them."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
-    return isinstance(value, str)
+    return isinstance(value, str) or (isinstance(value, Mapping) and "role" in value)
+
+
+def _reads_text(given: Given) -> bool:
+    """Whether the prompt is text, as far as its first part tells."""
+    named = map(given.kwargs.get, (*_PROMPTS, *_TEXTS))
+    return any(_is_text(value) for value in (*given.args, *named))
 
 
 def _text_labels(
@@ -283,57 +353,3 @@ def _is_a_row(name: str, tensor: torch.Tensor, length: int | None, format: Forma
     if name != "labels" or runs_apart(name, format):
         return name in FILLS
     return len(tensor) == length and (len(tensor) > 1 or format.causal)
-
-
-# --- the whole call --------------------------------------------------------------------------
-
-
-def _put_positions_right(fields: Fields, format: Format) -> None:
-    """Add `position_ids` where padding at the start would shift the positions of a decoder."""
-    mask = fields.get("attention_mask")
-    wanted = format.causal and format.takes_positions and not format.generates
-    if mask is None or not wanted or "position_ids" in fields:
-        return
-    beside_tokens = mask.ndim == 2 and mask.shape[1] == length_of(fields)
-    if beside_tokens and _has_values(mask) and not mask[:, 0].all():
-        fields["position_ids"] = positions(mask, format.first_position)
-
-
-def _check_ids(fields: Fields, format: Format) -> None:
-    """On an accelerator an id out of range ends the process; here it is an error that names it."""
-    ids, size = fields.get("input_ids"), format.vocab_size
-    if ids is None or size is None or not _has_values(ids):
-        return
-    low, high = ids.aminmax()
-    if low < 0 or high >= size:
-        row, column = ((ids < 0) | (ids >= size)).nonzero()[0].tolist()
-        raise errors.unknown_token(int(ids[row, column]), row, size)
-
-
-def _check_length(fields: Fields, format: Format) -> None:
-    """A table of positions ends somewhere; running over it says nothing about why."""
-    length, limit = length_of(fields), format.position_limit
-    if length is None or limit is None or length <= limit:
-        return
-    mask, given = fields.get("attention_mask"), fields.get("position_ids")
-    if given is not None:
-        length = int(given.max()) + 1 - format.first_position
-    elif mask is not None and mask.ndim == 2 and format.generates:
-        length -= int(leading_padding(mask).min())
-    if length > limit:
-        raise errors.too_long(length, limit)
-
-
-def _drop_needless_mask(fields: Fields, format: Format) -> None:
-    """Leave out a mask that the method does not take, if it masks nothing out."""
-    mask = fields.get("attention_mask")
-    if mask is None or not format.taken.names or format.taken.takes("attention_mask"):
-        return
-    if not _has_values(mask) or not mask.all():
-        raise errors.no_mask(format.method_name)
-    del fields["attention_mask"]
-
-
-def _has_values(tensor: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
-    """Whether the numbers can be looked at: not on meta, nor while only shapes are computed."""
-    return tensor is not None and not tensor.is_meta and not isinstance(tensor, FakeTensor)

@@ -8,6 +8,7 @@ effect is said so.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,21 @@ from typing import Any
 import torch
 
 from nnsight.capture.traceback import warn
-from nnsight.modeling import errors
+from nnsight.modeling import errors, generation_errors
 
 _OUTPUT_SWITCHES = frozenset(
     "output_attentions output_hidden_states output_router_logits return_dict use_cache".split()
 )
 """Read by decorators around a forward, so a signature need not name them."""
+
+_OF_THE_TOKENIZER = frozenset(
+    "padding return_attention_mask return_tensors return_token_type_ids".split()
+)
+
+_OF_THE_CONSTRUCTOR = frozenset(
+    "attn_implementation automodel device_map dispatch dtype rename tokenizer_kwargs "
+    "torch_dtype".split()
+)
 
 
 @dataclass(frozen=True)
@@ -101,16 +111,41 @@ def warn_swallowed(kwargs: Mapping[str, Any], taken: Accepts, method: str) -> No
             warn(f"`{name}=` has no effect: {method} does not know it. {_hint(name, taken)}")
 
 
+def refuse_misspelt(kwargs: Mapping[str, Any], taken: Accepts) -> None:
+    """Refuse a keyword of a generation that is nearly that of a setting; others transformers does.
+
+    Raises:
+        ValueError: the text has the name that is meant.
+    """
+    settings = _settings_of_generation()
+    known = settings | taken.names | taken.switches
+    for name in kwargs.keys() - known:
+        if near := difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85):
+            raise generation_errors.misspelt(name, near[0])
+
+
+@functools.cache
+def _settings_of_generation() -> frozenset[str]:
+    """What every `generate` takes."""
+    from transformers import GenerationConfig, GenerationMixin
+
+    taken = {p.name for p in _parameters(vars(GenerationMixin)["generate"])}
+    return frozenset({*vars(GenerationConfig()), *taken} - {"self", "kwargs"})
+
+
 def _hint(name: str, taken: Accepts) -> str:
-    if _is_for_generation(name):
-        return f"A trace is one forward pass; to generate, use `.generate(..., {name}=...)`."
+    if name in _OF_THE_TOKENIZER:
+        return "Prompts are made into padded tensors here; remove it."
+    if name in _OF_THE_CONSTRUCTOR:
+        return f"It goes where the model is made: `LanguageModel(..., {name}=...)`."
     near = difflib.get_close_matches(name, sorted(taken.names | taken.switches), n=1)
-    return f"Did you mean `{near[0]}=`?" if near else "Remove it."
-
-
-def _is_for_generation(name: str) -> bool:
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and hasattr(transformers.GenerationConfig(), name)
+    settings = _settings_of_generation() if "transformers" in sys.modules else frozenset()
+    if name not in settings and near:
+        return f"Did you mean `{near[0]}=`?"
+    meant = difflib.get_close_matches(name, sorted(settings), n=1, cutoff=0.85)
+    if not meant:
+        return "Remove it."
+    return f"A trace is one forward pass; to generate, use `.generate(..., {meant[0]}=...)`."
 
 
 def merged(given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

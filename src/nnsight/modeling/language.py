@@ -15,7 +15,7 @@ from nnsight.config import CONFIG
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.modeling import errors, generation, padding, tokens
+from nnsight.modeling import errors, generation, generation_errors, padding, tokens
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format, format_of, is_causal
 from nnsight.modeling.generation import Generator
@@ -112,7 +112,8 @@ class LanguageModel(HuggingFaceModel):
         kwargs = without_retired(kwargs, format.taken.names)
         settings = {name: kwargs[name] for name in kwargs if name not in _TRACE_KEYWORDS}
         if not format.generates and not self._batch_size(*inputs, **settings):
-            warn_swallowed(settings, format.taken, format.method_name)
+            misplaced = {n: settings[n] for n in settings if n not in reading.TOKENIZER_OPTIONS}
+            warn_swallowed(misplaced, format.taken, format.method_name)
         return super().trace(*inputs, fn=fn, trace=trace, **kwargs)
 
     def generate(self, *inputs: Any, trace: bool | None = None, **kwargs: Any) -> Any:
@@ -143,7 +144,7 @@ class LanguageModel(HuggingFaceModel):
         """
         traced = is_entered() if trace is None else trace
         if not traced and not self._batch_size(*inputs, **kwargs):
-            raise errors.nothing_to_generate()
+            raise generation_errors.nothing_to_generate()
         return self.trace(*inputs, fn=generation.METHOD, trace=traced, **kwargs)
 
     def tokens(self, *inputs: Any, **kwargs: Any) -> Tokens:
@@ -200,6 +201,16 @@ class LanguageModel(HuggingFaceModel):
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:
         return reading.count_rows(args, kwargs)
+
+    def _combined(
+        self, inputs: list[Inputs], shared: list[dict[str, Any]], fn: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        format = self._format.of(fn)
+        spread, whole = reading.spread(inputs, shared, format)
+        args, kwargs = self._batch(
+            [Inputs(i.args, kw) for i, kw in zip(inputs, spread, strict=True)], fn
+        )
+        return args, {**kwargs, **whole}
 
     def _batch(self, inputs: list[Inputs], fn: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return reading.batch(inputs, self._format.of(fn))

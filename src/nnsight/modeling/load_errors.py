@@ -155,6 +155,13 @@ def no_tokenizer_at(source: str, reason: BaseException | str) -> LoadError:
     )
 
 
+def no_processor_at(source: str, reason: BaseException) -> LoadError:
+    return LoadError(
+        f"The processor of {source!r} could not be loaded: {first_sentence(reason)} Pass another, "
+        "as an object or by where it lies: `processor=`."
+    )
+
+
 def wrong_automodel(automodel: str, source: str, architectures: Sequence[str]) -> ValueError:
     hint = f"automodel={architectures[0]!r}" if architectures else "the class it was saved from"
     return ValueError(

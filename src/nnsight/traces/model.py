@@ -38,6 +38,12 @@ class Model(Protocol):
         """One call from the inputs of all invokes that contribute rows."""
         ...
 
+    def _combined(
+        self, inputs: list[Inputs], shared: list[dict[str, Any]], fn: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """One call from the inputs of all invokes and the settings of the trace and the others."""
+        ...
+
     def _before_run(self) -> None:
         """Get ready to run: load weights that are not there yet."""
         ...

@@ -285,12 +285,9 @@ class Trace(Tracer):
         given = [i.given for i, size in zip(self.invokes, sizes, strict=True) if size]
         if not given:
             raise nothing_to_run()
-        args, kwargs = self.model._batch(given, self._fn_name())
-        for invoke, size in zip(self.invokes, sizes, strict=True):
-            if not size:
-                kwargs = {**kwargs, **invoke.given.kwargs}
+        rowless = [i.given.kwargs for i, size in zip(self.invokes, sizes, strict=True) if not size]
+        args, kwargs = self.model._combined(given, [self.given.kwargs, *rowless], self._fn_name())
         workers = self._workers(sizes)
-        kwargs = {**kwargs, **self.given.kwargs}
         return self.run_workers(workers, args, kwargs, sum(sizes), split=len(given) > 1)
 
     def _workers(self, sizes: list[int]) -> list[Worker]:
