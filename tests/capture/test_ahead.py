@@ -15,7 +15,7 @@ NAMES = frozenset("abcdxyz") | {"first", "last", "values", "layer", "i"}
 
 def written(text: str, bound: frozenset[str] = NAMES) -> str:
     body = [Rewrite(None).visit(node) for node in ast.parse(textwrap.dedent(text)).body]
-    return "\n".join(map(ast.unparse, ask_ahead(body, bound))).replace(AHEAD, "A")
+    return "\n".join(map(ast.unparse, ask_ahead(body, bound)[0])).replace(AHEAD, "A")
 
 
 KEPT = [
@@ -119,5 +119,5 @@ def test_only_names_of_the_block_itself():
 def test_lines_are_the_users():
     text = "x = m.a.output\ny = (m.b\n     .output)\nprint()"
     body = [Rewrite(None).visit(node) for node in ast.parse(text).body]
-    found = ask_ahead(body, NAMES)
+    found, _ = ask_ahead(body, NAMES)
     assert [node.lineno for node in found] == [1, 2, 1, 2, 4]

@@ -23,7 +23,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from nnsight.capture.rewrite import AHEAD, SAVE, load
+from nnsight.capture.rewrite import AHEAD, SAVE, TRACER, load
 
 ITEM, ATTRIBUTE, CALL = range(3)
 """What is done with a value on its way to its place: `[0]`, `.logits`, `.clone()`."""
@@ -116,18 +116,21 @@ class _Kept:
         return _names(self.plain, ast.Load)
 
 
-def ask_ahead(body: Body, bound: frozenset[str]) -> Body:
-    """`body` with what only keeps values asking for them ahead.
+def ask_ahead(body: Body, bound: frozenset[str]) -> tuple[Body, bool]:
+    """`body` with what only keeps values asking for them ahead; whether it does nothing else.
 
     Args:
         bound: names that belong to this block alone; only these may wait for what is due.
     """
-    return _Writer(bound).statements(body, last=True)
+    writer = _Writer(bound)
+    found = writer.statements(body, last=True)
+    return found, writer.groups == [len(body)]
 
 
 class _Writer:
     def __init__(self, bound: frozenset[str]) -> None:
         self.bound = bound
+        self.groups: list[int] = []  # how many statements each has, of the block itself
 
     # --- lists of statements ----------------------------------------------------------------------
 
@@ -143,11 +146,13 @@ class _Writer:
             kept = self._kept(statement)
             if kept is None or not _fits(group, kept):
                 found += _settled(group, last=False)
+                self.groups.append(len(group))
                 group = []
             if kept is None:
                 found.append(self._inside(statement, last and statement is body[-1]))
             else:
                 group.append(kept)
+        self.groups.append(len(group))
         return found + _settled(group, last)
 
     def _inside(self, node: ast.stmt, last: bool) -> ast.stmt:
@@ -188,7 +193,7 @@ class _Writer:
             return None
         if _is_still(node.value):
             new = _assign(node, target, _fixed(node.value))
-            own = self.bound.issuperset(_names(node.value, ast.Load) - {SAVE, "nnsight"})
+            own = self.bound.issuperset(_names(node.value, ast.Load) - {SAVE, TRACER, "nnsight"})
             return _Kept(node, new) if own else None  # others may bind a name anew meanwhile
         if not self.bound.issuperset(names):
             return None

@@ -98,6 +98,7 @@ class Block:
     outer: Outer
     cls: str | None  # the class around it, for `self.__private`
     body: list[ast.stmt]  # rewritten
+    only_asks: bool = False  # it only keeps values, and asks for them ahead
     shared: frozenset[str] = frozenset()  # names whose reads go through `await_name`
     variants: dict[frozenset[str], Block] = field(default_factory=dict[frozenset[str], "Block"])
 
@@ -128,9 +129,9 @@ class Block:
             module = sharing.visit(copy.deepcopy(ast.Module(self.body, [])))
             # a block inside finds the names among those of the code around it
             body = [_mention(names, self.site), *module.body]
-            code, _ = _compile(self.site, self.outer, self.cls, body, self.names, names)
+            code, _, asks = _compile(self.site, self.outer, self.cls, body, self.names, names)
             adopt(code, self.site.lines, self.body)
-            self.variants[names] = replace(self, code=code, shared=names)
+            self.variants[names] = replace(self, code=code, only_asks=asks, shared=names)
         return self.variants[names]
 
 
@@ -218,8 +219,8 @@ def _compile(
     body: list[ast.stmt],
     names: Names,
     shared: frozenset[str] = frozenset(),
-) -> tuple[CodeType, frozenset[str]]:
-    """The code of a function with `body`, and the names that it binds for itself.
+) -> tuple[CodeType, frozenset[str], bool]:
+    """The code of a function with `body`, the names that it binds for itself, whether it only asks.
 
     Args:
         shared: names that other blocks read or bind too.
@@ -239,12 +240,13 @@ def _compile(
     if cls is not None:  # inside a class of that name the compiler mangles `__x` itself
         top, depth = _class(cls, top), 3
     tree = ast.fix_missing_locations(ast.Module([ast.copy_location(top, site.node)], []))
+    only_asks = False
     if AHEAD in provided:
-        body = ask_ahead(body, frozenset(bound) - shared)
+        body, only_asks = ask_ahead(body, frozenset(bound) - shared)
     block.body += body  # has its locations
     compiled = compile(tree, site.filename, "exec", outer.flags & FUTURES, dont_inherit=True)
     code = _requalified(_innermost(compiled, depth), outer)
-    return code, frozenset(mangled(n, cls) for n in bound)
+    return code, frozenset(mangled(n, cls) for n in bound), only_asks
 
 
 def _requalified(code: CodeType, outer: Outer) -> CodeType:
@@ -301,6 +303,6 @@ def compile_block(site: Site, outer: Outer, wrapped: bool) -> Block:
     cls = _enclosing_class(site) if _has_private(body, site.text) else None
     rewrite = Rewrite(outer.first_argument)
     body = [rewrite.visit(statement) for statement in body]
-    code, bound = _compile(site, outer, cls, body, names)
+    code, bound, only_asks = _compile(site, outer, cls, body, names)
     adopt(code, site.lines, body)
-    return Block(code, site, names, bound, target, outer, cls, body)
+    return Block(code, site, names, bound, target, outer, cls, body, only_asks)

@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 from nnsight.capture.frames import Span
+from nnsight.capture.percode import PerCode
 from nnsight.capture.saving import save, saves
 from nnsight.capture.scope import Scope, save_method
 from nnsight.interleave import ambient
-from nnsight.interleave.due import Due, Path, State, before, follow, pairs
+from nnsight.interleave.due import Due, Path, State, before, bind, content, follow, pairs
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import READ, here, request_of, wait
 from nnsight.interleave.value import Value
-from nnsight.interleave.worker import Worker
+from nnsight.interleave.worker import NeedsTurn, Worker
 
 
 def _of_class(owner: object, name: str) -> Any:
@@ -39,6 +40,39 @@ def _is_fixed(value: Any) -> bool:
 _SCALARS = frozenset({bool, bytes, float, int, range, str, type(None)})
 _PLAIN = frozenset({dict, list, range, set, str, tuple})
 _HOLDERS: frozenset[type] = frozenset({list, dict, OrderedDict, defaultdict})
+
+
+def asks_here(worker: Worker, run: Any) -> bool:
+    """Run a block that only asks, on the thread of the model: it has nothing to wait for.
+
+    Where it turns out to need a turn, everything is as it was before, and it gets a thread.
+
+    Returns:
+        Whether it has run.
+    """
+    scope = worker.scope
+    if scope is None or run.told or _parks[scope.block.code]:
+        return False
+    bound = [cell for name, cell in scope.cells.items() if name in scope.block.bound]
+    values = list(map(content, bound))
+    outer = here.worker, here.outside_invokes
+    here.worker, here.outside_invokes = worker, False
+    try:
+        worker.ask_here(run)
+    except BaseException as error:
+        run.take_back(worker)
+        for cell, value in zip(bound, values, strict=True):
+            bind(cell, value)
+        if not isinstance(error, (Exception, NeedsTurn)):
+            raise
+        _parks[scope.block.code].append(True)
+        return False
+    finally:
+        here.worker, here.outside_invokes = outer
+    return True
+
+
+_parks: PerCode[list[bool]] = PerCode(list)  # codes of blocks that needed a turn
 
 
 class _RunEnded(Exception):
@@ -137,6 +171,8 @@ class Ahead:
 
     def _one_by_one(self, values: Iterable[Any]) -> Iterator[Any]:
         """What a loop over a generator gets: what that does on its way may do anything."""
+        if here.worker is not None and here.worker.threadless:
+            raise NeedsTurn  # it could not begin again
         rest = iter(values)
         while True:
             self.wait()
@@ -193,6 +229,10 @@ class Ahead:
         self.wait()
         self.settle(due.at)
         return due.value
+
+    def forget(self) -> None:
+        """The block has asked for nothing after all."""
+        self.open, self._asked = 0, []
 
     def settle(self, at: Span) -> None:
         """Wait for all that is due. What the statement `at` asked for must be there then.

@@ -58,7 +58,7 @@ class Due:
         self.request, self.at = request, at
         self.holder: Any = holder
         self.key: Any = None  # where in the list or the dict
-        self.former: Any = _NOTHING  # what was there before
+        self.former: Any = _NOTHING if holder is None else _before_in(holder)  # what was there
         self._view, self._path = view, path
         self._block = ahead.scope.block
         self._saves = None if save is None else saves.get()
@@ -93,10 +93,11 @@ class Due:
         self.ahead = None
 
     def drop(self) -> None:
-        """Take it from where it stands: it will not come."""
+        """Leave what was there before: it will not come."""
         self.ahead = None
         if self.holder is not None:
             _take_out(self.holder, self)
+            self.former = _NOTHING
 
     def _value(self, raw: Any) -> Any:
         location = self.request.location
@@ -149,7 +150,7 @@ def follow(value: Any, path: Path) -> Any:
 def _replace(holder: Any, due: Due, value: Any) -> None:
     """Put `value` where `due` stands, if it still does."""
     if isinstance(holder, CellType):
-        if _content(holder) is due:
+        if content(holder) is due:
             holder.cell_contents = value
     elif (key := _key(holder, due)) is not None:
         holder[key] = value
@@ -158,8 +159,8 @@ def _replace(holder: Any, due: Due, value: Any) -> None:
 def _take_out(holder: Any, due: Due) -> None:
     """Leave what was there before `due`, if it is still there."""
     if isinstance(holder, CellType):
-        if _content(holder) is due:
-            del holder.cell_contents
+        if content(holder) is due:
+            bind(holder, due.former)
     elif (key := _key(holder, due)) is not None:
         if due.former is _NOTHING:
             del holder[key]
@@ -184,11 +185,25 @@ def _in_state(state: State, compute: Callable[[], Any]) -> Any:
     return compute() if usual else ambient.within(whole, compute)
 
 
-def _content(cell: CellType) -> Any:
+def _before_in(cell: CellType) -> Any:
+    found = content(cell)
+    return found.former if type(found) is Due else found
+
+
+def content(cell: CellType) -> Any:
+    """What a variable holds, or a mark that it holds nothing."""
     try:
         return cell.cell_contents
     except ValueError:  # unbound
-        return None
+        return _NOTHING
+
+
+def bind(cell: CellType, value: Any) -> None:
+    """Give a variable what `content` said of it."""
+    if value is not _NOTHING:
+        cell.cell_contents = value
+    elif content(cell) is not _NOTHING:
+        del cell.cell_contents
 
 
 def _key(holder: Any, due: Due) -> Any:
@@ -235,7 +250,18 @@ class Dues:
     def drop(self) -> list[Worker]:
         """Nothing will come any more. Returns whom it was due to."""
         dropped = list(self)
-        self._by_place.clear()
+        self.clear()
         for due in dropped:
             due.drop()
         return [due.worker for due in dropped]
+
+    def take_back(self, worker: Worker) -> None:
+        """`worker` has asked for nothing after all."""
+        for due in [due for due in self if due.worker is worker]:
+            assert due.request.location is not None
+            self._by_place[due.request.location].remove(due)
+            due.drop()
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._by_place.clear()

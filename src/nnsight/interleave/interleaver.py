@@ -17,6 +17,7 @@ import torch
 
 from nnsight.capture import saving
 from nnsight.interleave import ambient, errors
+from nnsight.interleave.ahead import asks_here
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.checkpoint import Script, fingerprint, region_at
 from nnsight.interleave.cuts import Cut
@@ -83,6 +84,8 @@ class Interleaver:
             return
         state = ambient.current()
         for worker in self.workers:
+            if worker.state in (None, state) and asks_here(worker, self):
+                continue
             self._turn(worker, partial(worker.start, self, worker.state or state))
             if self.stopping:
                 break
@@ -355,6 +358,7 @@ class Interleaver:
     def _let_go(self) -> None:
         self._watched.clear()
         self._cuts.clear()
+        self._dues.clear()
         self.observers.clear()
         self.between.clear()
         self.threads.clear()  # a hook that outlives the run, in a copy of the model, does nothing
@@ -430,6 +434,10 @@ class Interleaver:
         if not answered:
             self._dues.add(due)
         return answered, answer
+
+    def take_back(self, worker: Worker) -> None:
+        """`worker` has asked for nothing after all."""
+        self._dues.take_back(worker)
 
     def comes_by(self, location: Location) -> int:
         """How often the run has come by `location`, with the visit that it is at."""

@@ -14,6 +14,7 @@ import torch
 
 from nnsight.capture import locks, saving
 from nnsight.capture.mentions import codes_of, mentions, named_in
+from nnsight.capture.scope import Scope
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
@@ -25,6 +26,10 @@ _OPERATIONS = frozenset(
     {"source", "pattern", "probs"}
 )  # what leads to an operation, or is the value of one
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
+
+
+class NeedsTurn(BaseException):
+    """A block that is run on the thread of the model has to wait for something."""
 
 
 class Run(Protocol):
@@ -68,6 +73,7 @@ class Worker:
         rows: its rows of the batch; None sees the whole batch.
         where: `file, line n` of the block, for messages.
         state: the torch state it starts with; None takes that of the run's caller.
+        scope: its variables, if it only asks for values to keep.
         unmet: told, in place of an error, that the run has ended without what the block waits for.
         shows: the function whose code tells what the block asks for, where `body` hides it.
     """
@@ -78,10 +84,12 @@ class Worker:
         rows: Rows | None = None,
         where: str = "",
         state: ambient.Ambient | None = None,
+        scope: Scope | None = None,
         unmet: Callable[[errors.MissedProviderError], None] | None = None,
         shows: Callable[..., Any] | None = None,
     ) -> None:
         self.unmet = unmet
+        self.scope = scope
         self.rows = rows
         self.where = where
         self.state = state
@@ -163,6 +171,26 @@ class Worker:
 
         self._thread = take_thread()
         self._turn(lambda thread: thread.start(job))
+
+    def ask_here(self, run: Run) -> None:
+        """Run the block on this thread; it may only ask.
+
+        Raises:
+            NeedsTurn: it does more.
+        """
+        body = self._body
+        assert body is not None
+        self._run = run
+        try:
+            contextvars.copy_context().run(body)
+            self.begun = self.ended = True
+            self._body = None
+        except BaseException:
+            if self.ahead is not None:
+                self.ahead.forget()
+            raise
+        finally:
+            self._run = self.ahead = None
 
     def resume(self, answer: Any = None) -> None:
         """Answer what it is parked for; it runs until it parks again or ends."""
@@ -253,6 +281,11 @@ class Worker:
             self.unfinished.pop(0)(keeps)
         return done
 
+    @property
+    def threadless(self) -> bool:
+        """Whether it runs on the thread of the model, and may only ask."""
+        return self._run is not None and self._thread is None
+
     def goes_on(self, named: bool) -> bool:
         """Whether it can go on without a value: its own name is bound to it, or what it holds."""
         run = self._run
@@ -265,7 +298,9 @@ class Worker:
     def ask_ahead(self, due: Any) -> tuple[bool, Any]:
         """Ask without parking; whether the answer is at hand, and it."""
         run, thread = self._run, self._thread
-        assert run is not None and thread is not None
+        assert run is not None
+        if thread is None:  # on the thread of the model
+            return run.expect_ahead(due)
         thread.shielded = True
         try:
             answer = run.expect_ahead(due)
@@ -288,6 +323,8 @@ class Worker:
         if self._given_up is not None:
             self._given_up.rest_for_ever()
         run, thread = self._run, self._thread
+        if self.threadless:
+            raise NeedsTurn
         if thread is None or run is None:
             raise errors.ended(request.location)
         thread.shielded = True

@@ -13,9 +13,10 @@ import torch
 from nnsight.capture import traceback
 from nnsight.capture.errors import NestedTraceError
 from nnsight.capture.saving import save
+from nnsight.capture.scope import Scope
 from nnsight.capture.tracer import Backend, Tracer
 from nnsight.config import CONFIG
-from nnsight.interleave import errors
+from nnsight.interleave import ambient, errors
 from nnsight.interleave.gradients import GradientWorker
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
@@ -270,7 +271,7 @@ class Trace(Tracer):
         assert scope is not None
         workers = []
         if not scope.block.trivial:
-            workers = [Worker(scope.function(self, save), where=scope.block.where)]
+            workers = [_worker(scope, scope.function(self, save))]
         args, kwargs = self.model._batch([self.given], self._fn_name())
         return self.run_workers(workers, args, kwargs, size, split=False)
 
@@ -301,7 +302,7 @@ class Trace(Tracer):
             body = scope.function(invoke, save, reader)
             rows = Rows(start, size) if size else None
             start += size
-            worker = Worker(body, rows, scope.block.where, invoke.state)
+            worker = _worker(scope, body, rows, invoke.state)
             if reader is not None:
                 names.siblings[index].worker = worker
             workers.append(worker)
@@ -386,6 +387,16 @@ class Trace(Tracer):
         return None if self.journal is None else self.report()._repr_html_()
 
     output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
+
+
+def _worker(
+    scope: Scope,
+    body: Callable[[], Any],
+    rows: Rows | None = None,
+    state: ambient.Ambient | None = None,
+) -> Worker:
+    block = scope.block
+    return Worker(body, rows, block.where, state, scope if block.only_asks else None)
 
 
 @contextmanager
