@@ -95,7 +95,6 @@ def test_a_loop_that_reads_what_it_binds_is_left_as_it_is():
     assert written(text) == text
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("around", ["with f():\n{}", "try:\n{}\nfinally:\n    pass"])
 def test_managers_and_tries_wait_line_by_line(around):
     text = around.format("    x = m.a.output\n    y = m.b.output")
@@ -111,11 +110,6 @@ def test_names_that_are_looked_into_are_asked_for():
 def test_names_of_others_are_read_in_their_turn():
     found = written("x = m.a.output\ny = other\nz = m.b.output").splitlines()
     assert found[:2] == ["x = m.a.output", "y = other"]
-=======
-@pytest.mark.parametrize("head, end", [("with f():", ""), ("try:", "\nfinally:\n    pass")])
-def test_a_manager_or_a_try_may_do_anything_between_its_lines(head, end):
-    text = f"{head}\n    x = m.a.output\n    y = m.b.output{end}"
-    assert written(text) == text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +126,6 @@ def test_a_manager_or_a_try_may_do_anything_between_its_lines(head, end):
 def test_whether_a_block_only_asks(text, only):
     body = [Rewrite(None).visit(node) for node in ast.parse(text).body]
     assert ask_ahead(body, NAMES)[1] is only
->>>>>>> 14498c8 (Tests of blocks that only ask)
 
 
 def test_only_names_of_the_block_itself():
