@@ -51,6 +51,8 @@ class TestFork:
     def test_a_child_traces_on_threads_of_its_own(self):
         forked(
             """
+        with model.trace(x):
+            print(model.a.output.shape)
         assert turns._idle
         in_child(trace_alone)
         assert_clean(model)
