@@ -28,5 +28,10 @@ def on_meta(build: Callable[[], M], buffers: bool = True) -> M:
 
 
 def is_meta(module: torch.nn.Module) -> bool:
-    """Whether some parameter of `module` still has no memory."""
+    """Whether some parameter of `module` still has no memory.
+
+    What accelerate keeps on the disk or aside looks so between its calls, and is there.
+    """
+    if getattr(module, "hf_device_map", None):
+        return False
     return any(parameter.is_meta for parameter in module.parameters())
