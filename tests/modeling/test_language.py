@@ -16,7 +16,8 @@ from nnsight.modeling.errors import LoadError
 from nnsight.modeling.huggingface import HuggingFaceModel
 from nnsight.modeling.language import LanguageModel
 
-from .tiny import config_of, model_of
+from .conftest import TEXTS
+from .tiny import FAMILIES, config_of, model_of
 
 PROMPT = "the eiffel tower is in"
 PROMPTS = ["hello", "the eiffel tower is in", "the city of paris hello world world"]
@@ -400,3 +401,18 @@ def test_generate_loads_the_weights_and_continues_each_row_as_alone(gpt2_folder)
     together = model.generate(PROMPTS, **settings)
     for row, prompt in enumerate(PROMPTS):
         assert torch.equal(together[row, -4:], model.generate(prompt, **settings)[0, -4:])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_scan_needs_no_numbers_of_a_mask(family, attention, tokenizer):
+    model = LanguageModel(
+        config_of(family), automodel=FAMILIES[family][2], attn_implementation=attention,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+    with model.scan([TEXTS[0], TEXTS[1]]):
+        scanned = model.output.logits.shape
+    assert not model.dispatched
+    with model.trace([TEXTS[0], TEXTS[1]]):
+        assert model.output.logits.shape == scanned
