@@ -7,6 +7,7 @@ script sees tuples either way, and the numbers are those of raw PyTorch hooks.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,3 +382,77 @@ def _compile_transposing():
 
     x = torch.randn(3, 2)
     torch.testing.assert_close(function(x), x.mT @ x)
+
+
+# --- without the switch: a warning at the line ----------------------------------------------------
+
+
+def _lines(caught) -> list[str]:
+    """The lines of this file that were warned of."""
+    text = Path(__file__).read_text(encoding="utf-8").splitlines()
+    assert all(w.filename == __file__ and "row 0 of the batch" in str(w.message) for w in caught)
+    return [text[w.lineno - 1].strip() for w in caught]
+
+
+def _first_of(layer):
+    """A helper, which is not compiled by us."""
+    return layer.output[0] * 2
+
+
+@pytest.fixture
+def bare() -> LanguageModel:
+    """A model whose blocks return tensors, on either release."""
+    torch.manual_seed(3)
+    return LanguageModel(_llama().eval())
+
+
+def test_row_zero_is_warned_of_at_its_line(bare):
+    layers = bare.model.layers
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with bare.trace(IDS):
+            layers[0].output[0][:, -1] += 1
+            doubled = (layers[1].output[0] * 2).save()
+            kept = layers[2].output[0].save()
+            helped = _first_of(layers[3]).save()
+    assert doubled.shape == kept.shape == helped.shape == (3, 16)
+    assert _lines(caught) == [
+        "layers[0].output[0][:, -1] += 1",
+        "doubled = (layers[1].output[0] * 2).save()",
+        "kept = layers[2].output[0].save()",
+        "return layer.output[0] * 2",
+    ]
+
+
+def test_a_line_is_warned_of_once(bare):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            with bare.trace(IDS):
+                states = [layer.output[0] for layer in bare.model.layers].save()
+    assert len(states) == 4
+    assert _lines(caught) == ["states = [layer.output[0] for layer in bare.model.layers].save()"]
+
+
+def test_row_zero_can_be_meant(bare):
+    layers = bare.model.layers
+    with bare.trace([IDS, IDS]):
+        one = layers[0].output[0, ...].save()
+        two = layers[0].output[0:1].save()
+        three = layers[0].output.select(0, 0).save()
+        whole = layers[1].output.save()
+        first = whole[0].save()
+    assert one.shape == three.shape == first.shape == (3, 16) and two.shape == (1, 3, 16)
+    meant = LanguageModel(bare._module, tuple_outputs=False)
+    with meant.trace([IDS, IDS]):
+        row = meant.model.layers[0].output[0].save()
+    assert torch.equal(row, one)
+
+
+def test_nothing_is_said_of_tuples_and_other_modules(bare, model):
+    with bare.trace(IDS):
+        attention = bare.model.layers[0].self_attn.output[0].save()
+        mlp = bare.model.layers[0].mlp.output[0].save()
+    with model.trace(IDS):
+        hidden = blocks(model)[0].output[0].save()
+    assert attention.shape == hidden.shape == (1, 3, 16) and mlp.shape == (3, 16)

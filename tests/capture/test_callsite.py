@@ -1,15 +1,16 @@
-"""A call knows whether a `with` enters what it returns."""
+"""A call knows whether a `with` enters what it returns, and a reading whether `[0]` follows."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Any
 
 import pytest
 
 import nnsight
-from nnsight.capture.callsite import is_entered
+from nnsight.capture.callsite import is_entered, is_followed_by_zero
 
 
 class Manager:
@@ -102,3 +103,43 @@ def test_at_the_end_of_a_long_function():
     exec(source, names)
     assert names["long"](True, call) == (True, False)
     assert names["long"](False, call) == (True, False)
+
+
+class _Here:
+    """Tells of each reading of `output` whether `[0]` follows."""
+
+    def __init__(self, found):
+        self.found = found
+
+    @property
+    def output(self):
+        self.found.append(is_followed_by_zero(sys._getframe(1)))
+        return _Anything()
+
+
+class _Anything:
+    def __getitem__(self, index):
+        return self
+
+    def __setitem__(self, index, value):
+        pass
+
+    def __add__(self, other):
+        return self
+
+
+def test_a_zero_in_brackets_is_told_from_other_uses():
+    found: list[bool] = []
+    here = _Here(found)
+    here.output[0]
+    here.output[0][:] = 1
+    here.output[0][0] += 1
+    here.output[0] = 1
+    here.output[0] += 1
+    [here.output[0] for _ in "a"]
+    assert found == [True] * 6
+    found.clear()
+    index = 0
+    here.output[1], here.output[0:1], here.output[0, 1], here.output[0, ...], here.output[index]
+    here.output + 0, (here.output, 0), here.output == 0, here.output[False], here.output[-1]
+    assert found == [False] * 10

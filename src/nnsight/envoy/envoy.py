@@ -23,7 +23,7 @@ from nnsight.envoy.observe import See, Targets, observe
 from nnsight.envoy.operations import source_of
 from nnsight.envoy.passage import Passage, Survey
 from nnsight.envoy.places import prepare_from
-from nnsight.envoy.tree import Node, Tree, first_parameter
+from nnsight.envoy.tree import Node, Tree, first_parameter, row_zero
 from nnsight.interleave import errors, request
 from nnsight.interleave.batching import Batch, combine, count_rows
 from nnsight.interleave.eproperty import described
@@ -80,8 +80,10 @@ class Envoy(Node):
     _stepwise: frozenset[str] = frozenset()
     """Methods that call the module once for each step, and nothing else of it in between."""
 
-    output = Value(OUTPUT, doc="What the module returns. Read or assign it inside a trace.")
-    nns_output = Value(OUTPUT, doc="The same as `output` (an older spelling).")
+    output = Value(
+        OUTPUT, doc="What the module returns. Read or assign it inside a trace.", doubt=row_zero
+    )
+    nns_output = Value(OUTPUT, doc="The same as `output` (an older spelling).", doubt=row_zero)
     inputs = Value(
         INPUT, pack=checked_inputs, doc="All arguments of the module, as `(args, kwargs)`."
     )

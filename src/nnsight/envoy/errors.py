@@ -101,3 +101,13 @@ def warn_of_edits_left(path: str, edits: Iterable[object]) -> None:
             f"it here ({left}): they may name modules that it lacks. To keep them, copy the whole "
             f"model and take the part of the copy: `copy.deepcopy({root}).{part}`."
         )
+
+
+def row_zero(kind: str) -> str:
+    return (
+        f"`.output[0]` is row 0 of the batch here: {kind} returns a tensor, where transformers 4 "
+        "returned a tuple whose first was the hidden state. Write `.output` for the hidden state "
+        "of all rows, and `.output[0, ...]` or `.output[0:1]` if row 0 is what you want. A script "
+        "that was written for tuples runs as it is with `LanguageModel(..., tuple_outputs=True)`, "
+        "`CONFIG.APP.LEGACY = True` or `NNSIGHT_LEGACY=1`."
+    )

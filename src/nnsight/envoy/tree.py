@@ -71,6 +71,16 @@ class Tree:
         return found or []
 
 
+def row_zero(node: Node, value: Any) -> str | None:
+    """What to say of a `[0]` of the output of a block that returned a tuple once, if anything."""
+    tree, module = node._tree, node._module
+    if not tree.was_tuple(module) or isinstance(value, tuple):
+        return None
+    if tree.tuple_outputs is not None or CONFIG.APP.LEGACY:
+        return None
+    return errors.row_zero(type(module).__name__)
+
+
 def _never(module: Module) -> bool:
     return False
 

@@ -12,7 +12,17 @@ from nnsight.capture.percode import PerCode
 from nnsight.capture.saving import save, saves
 from nnsight.capture.scope import Scope, save_method
 from nnsight.interleave import ambient
-from nnsight.interleave.due import Due, Path, State, before, bind, content, follow, pairs
+from nnsight.interleave.due import (
+    Due,
+    Path,
+    State,
+    before,
+    bind,
+    content,
+    follow,
+    is_first,
+    pairs,
+)
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import READ, here, request_of, wait
 from nnsight.interleave.value import Value
@@ -117,8 +127,13 @@ class Ahead:
             if self.open:
                 self.wait()
                 owner = way()
-            found = follow(getattr(owner, kind), path)
+            found = getattr(owner, kind)
+            if known and is_first(path):
+                value.take_first(owner)
+            found = follow(found, path)
             return found if save is None else save(found)
+        if is_first(path):
+            value.take_first(owner)
         request = request_of(worker, READ, Location(owner, value.kind))
         holder = None if name is None else self.scope.cells[name]
         self.worker, worker.ahead = worker, self

@@ -136,6 +136,11 @@ class Due:
         return f"<value of `{self.request.location}`, on its way>"
 
 
+def is_first(path: Path) -> bool:
+    """Whether a path begins with `[0]`."""
+    return bool(path) and path[0][0] == ITEM and type(path[0][1]) is int and path[0][1] == 0
+
+
 def follow(value: Any, path: Path) -> Any:
     for kind, what in path:
         if kind == ITEM:
