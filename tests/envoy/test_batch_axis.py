@@ -17,6 +17,7 @@ class Mixture(nn.Module):
         self.words, self.drop = nn.Embedding(50, 8), nn.Dropout(dropout)
         self.low, self.high = nn.Linear(8, 8), nn.Linear(8, 8)
         self.flat, self.sorted, self.pooled = nn.Identity(), nn.Identity(), nn.Identity()
+        self.masked = nn.Identity()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         tokens = self.flat(self.drop(self.words(ids)).flatten(0, 1))
@@ -25,6 +26,7 @@ class Mixture(nn.Module):
         out[low], out[~low] = self.low(tokens[low]), self.high(tokens[~low])
         order = torch.argsort((~low).int(), stable=True)
         self.sorted(tokens[order])
+        self.masked(tokens.masked_fill(low[:, None], -torch.inf))
         return self.pooled(out.view(*ids.shape, 8).mean(1))
 
 
@@ -76,8 +78,9 @@ def test_tokens_that_are_sorted_by_expert_are_everybodys():
 def test_tokens_in_the_order_of_rows_are_of_rows_also_where_chance_is_at_work(dropout):
     model = NNsight(Mixture(dropout).train())
     whole = ids(1, 5, 2)
-    for number, [flat, pooled] in enumerate(read(model, whole, "flat", "pooled")):
-        assert flat.shape == (7, 8) and pooled.shape == (1, 8)
+    seen = read(model, whole, "flat", "masked", "pooled")
+    for number, [flat, masked, pooled] in enumerate(seen):
+        assert flat.shape == masked.shape == (7, 8) and pooled.shape == (1, 8)
         if not dropout:
             assert torch.equal(flat, model._module.words(whole[number]))
 
@@ -100,6 +103,16 @@ def test_scores_of_each_row_against_each_other_are_of_rows():
     expected = model._module(whole)
     for number, [scores] in enumerate(read(model, whole, "scores")):
         assert torch.allclose(scores, expected[number : number + 1])
+
+
+def test_another_batch_of_the_same_shape_is_not_taken_for_the_first():
+    """What is kept is how the model treats rows, not how many tokens an expert once had."""
+    model = NNsight(Mixture())
+    for low in [(2, 2, 2), (1, 2, 3)]:
+        whole = ids(*low)
+        expected = model._module.low(model._module.words(whole)[whole < 25]).detach()
+        for [seen] in read(model, whole, "low"):
+            assert torch.equal(seen, expected)
 
 
 def test_rows_of_equal_content_are_rows():

@@ -69,9 +69,22 @@ def write(rows: dict[str, Row]) -> None:
     record = read()
     about = {"transformers": transformers.__version__, "torch": torch.__version__}
     record[release()] = {**about, "families": rows}
-    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
-    RECORD.write_text(text + "\n", encoding="utf-8")
+    RECORD.write_text(_text(record), encoding="utf-8")
     PAGE.write_text(page(record), encoding="utf-8")
+
+
+def _text(record: dict[str, Any]) -> str:
+    """The record with a line for each family."""
+    kept = []
+    for one, marks in sorted(record.items()):
+        rows = (
+            f"  {json.dumps(family)}: {json.dumps(row, ensure_ascii=False)}"
+            for family, row in sorted(marks["families"].items())
+        )
+        about = (f'"{name}": "{marks[name]}"' for name in ("transformers", "torch"))
+        families = ",\n".join(rows)
+        kept.append(f' "{one}": {{{", ".join(about)}, "families": {{\n{families}\n }}}}')
+    return "{\n" + ",\n".join(kept) + "\n}\n"
 
 
 def line(family: str, rows: Iterable[Row]) -> str:

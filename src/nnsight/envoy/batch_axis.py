@@ -271,12 +271,17 @@ class BatchAxis:
             drawn = not all(map(torch.equal, start, _random_states(self._module)))
             return length_of(leaf), drawn or mirror.holds(leaf)
 
+        def run(varied: bool) -> Told[tuple[int, bool]]:
+            args, kwargs = mirror.given((self._call.args, self._call.keywords), varied)
+            return measure(self._module, functools.partial(method, *args, **kwargs), tell, record)
+
         try:
             if method is not self._module and getattr(method, "__self__", None) is not self._module:
                 raise TypeError("a function cannot be run on a twin")
-            args, kwargs = mirror.given((self._call.args, self._call.keywords))
-            call = functools.partial(method, *args, **kwargs)
-            return measure(self._module, call, tell, record)
+            try:
+                return run(varied=True)
+            except Exception:  # it may count its ends of texts, which others need not have
+                return run(varied=False)
         except Exception as error:
             if self.doubtful:
                 warn(

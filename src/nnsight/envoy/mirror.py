@@ -11,15 +11,16 @@ import torch
 
 from nnsight import nested
 
-_COMPARED = 6  # rows
+_OWN, _COMPARED = 3, 6  # rows of the batch at most; those, and rows made of them
 
 
 @dataclass(frozen=True)
 class Mirror:
     """Rows like those of a batch, rows to fill up, and the first ones in reverse.
 
-    The first rows are all unlike each other, so that a router treats each of them otherwise: where
-    the batch has fewer, its tokens are turned around.
+    Only some are rows of the batch as they are. In the others half of the tokens are one token, so
+    that a router, and a mask, treats them otherwise: that it treats the batch's rows alike is
+    chance, and no answer for the next batch.
     """
 
     total: int  # rows of the batch
@@ -31,16 +32,16 @@ class Mirror:
         numbers = itertools.count(2 * _COMPARED)
         return cls(total, next(n for n in numbers if n not in sizes and n != total))
 
-    def given(self, values: Any) -> Any:
-        """`values` with the rows of the mirror."""
+    def given(self, values: Any, varied: bool = True) -> Any:
+        """`values` with the rows of the mirror; without `varied` all are rows of the batch."""
 
         def pick(leaf: torch.Tensor) -> torch.Tensor:
             if not leaf.ndim or leaf.shape[0] != self.total:
                 return leaf
-            forth = [
-                _turned(leaf[number % self.total], number // self.total)
-                for number in range(_COMPARED)
-            ]
+            forth = [leaf[number % self.total] for number in range(_COMPARED)]
+            if varied:
+                own = min(_OWN, self.total)
+                forth[own:] = [_varied(row, number) for number, row in enumerate(forth[own:])]
             fill = [forth[0]] * (self.rows - 2 * _COMPARED)
             return torch.stack([*forth, *fill, *reversed(forth)])
 
@@ -59,11 +60,15 @@ class Mirror:
         )
 
 
-def _turned(row: torch.Tensor, by: int) -> torch.Tensor:
-    """A row of ids or of their embeddings that starts `by` tokens later; of others the row."""
+def _varied(row: torch.Tensor, number: int) -> torch.Tensor:
+    """A row of ids or of their embeddings whose first half is one token; of others the row."""
     ids = row.ndim == 1 and not row.is_floating_point() and row.numel() > 0 and row.max() > 1
-    embedded = row.ndim == 2 and row.is_floating_point()
-    return row.roll(by, 0) if by and (ids or embedded) else row
+    embedded = row.ndim == 2 and row.is_floating_point() and len(row) > 0
+    if not ids and not embedded:
+        return row
+    half, row = len(row) // 2, row.clone()
+    row[:half] = row[(half + number) % len(row)].clone()
+    return row
 
 
 def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -76,9 +81,11 @@ def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
         return bool(torch.equal(left, right))
     left, right = left.double(), right.double()
     size = torch.maximum(left.abs(), right.abs())
-    told = size > 0
+    told = size.isnan() | (size > 0)
     if not told.any():
         return True
-    size, off = size[told], (left - right).abs()[told]
-    close = off <= 2e-2 * (size + size.median())
+    left, right, size = left[told], right[told], size[told]
+    usual = size[size.isfinite()].median() if size.isfinite().any() else 0.0
+    equal = (left == right) | (left.isnan() & right.isnan())  # what is masked may be -inf
+    close = equal | ((left - right).abs() <= 2e-2 * (size + usual)) & size.isfinite()
     return bool(close.double().mean() > 0.9)

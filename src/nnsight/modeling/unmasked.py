@@ -26,7 +26,7 @@ class Unmasked:
 
     why: str  # goes on after "`RwkvForCausalLM` "
     in_front: bool = True  # only padding in front is read: what comes after it reads none
-    generating: bool = False  # only in `generate`: a forward gets positions from us
+    generating: bool = False  # only a decoder, and only in `generate`
     until: tuple[int, int] | None = None  # the transformers that does better
 
 
@@ -40,6 +40,7 @@ UNMASKED: dict[str, Unmasked] = {
     "lfm2": Unmasked("convolves the padding in front of a prompt into it", until=FIVE),
     "openai-gpt": Unmasked(_POSITIONS, generating=True, until=FIVE),
     "ctrl": Unmasked(_POSITIONS, generating=True, until=FIVE),
+    "bart": Unmasked(_POSITIONS, generating=True),  # its decoder without the encoder
     "siglip": Unmasked(
         "takes a text for its last token, which is padding in the shorter ones", in_front=False
     ),
@@ -56,7 +57,7 @@ def warn_unmasked(fields: Fields, format: Format) -> None:
     if found is None or mask is None or mask.ndim != 2 or format.module in _told:
         return
     mended = found.until is not None and transformers_version() >= found.until
-    if mended or (found.generating and not format.generates):
+    if mended or (found.generating and not (format.generates and format.causal)):
         return
     read = leading_padding(mask) if found.in_front else (mask == 0).sum(-1)
     if not read.any():
