@@ -107,8 +107,8 @@ def test_old_excepts_catch():
     for kind in (Mediator.OutOfOrderError, Mediator.MissedProviderError, ExceptionWrapper):
         with pytest.raises(kind):
             with model.trace(torch.ones(1, 4)):
-                late = model[1].output.save()
-                early = model[0].output.save()
+                late = (model[1].output * 2).save()
+                early = (model[0].output * 2).save()
     assert "late" not in locals() and "early" not in locals()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from nnsight import nested
 
@@ -51,6 +52,8 @@ class Mirror:
         """Whether the parts of `leaf` for the first rows come back in reverse."""
         if leaf.ndim == 0 or not leaf.shape[0] or leaf.shape[0] % self.rows or leaf.is_meta:
             return False
+        if isinstance(leaf, FakeTensor):  # of a scan: its length is all that it has
+            return True
         first = leaf.reshape(self.rows, -1)[:_COMPARED]
         inputs = [dim for dim in range(1, leaf.ndim) if leaf.shape[dim] == self.rows]
         # where each input meets each other, as images and texts do, those come back in reverse too
@@ -62,6 +65,8 @@ class Mirror:
 
 def _varied(row: torch.Tensor, number: int) -> torch.Tensor:
     """A row of ids or of their embeddings whose first half is one token; of others the row."""
+    if isinstance(row, FakeTensor):
+        return row
     ids = row.ndim == 1 and not row.is_floating_point() and row.numel() > 0 and row.max() > 1
     embedded = row.ndim == 2 and row.is_floating_point() and len(row) > 0
     if not ids and not embedded:
