@@ -20,7 +20,7 @@ AT_ONCE = 2  # processes
 
 
 class Reports:
-    """What the constructs came to in every place that this session asks for."""
+    """What the constructs came to in every place that a file of tests asks for."""
 
     def __init__(self, wanted: list[str], folder: Callable[[str], Path]) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE)
@@ -35,11 +35,12 @@ class Reports:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reports(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Reports]:
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    here = [item for item in request.session.items if item.path == request.path]
+    specs = [getattr(item, "callspec", None) for item in here]
     wanted = [str(spec.params["job"]) for spec in specs if spec and "job" in spec.params]
     found = Reports(list(dict.fromkeys(wanted)), tmp_path_factory.mktemp)
     yield found
