@@ -49,7 +49,8 @@ def _is_fixed(value: Any) -> bool:
 
 _SCALARS = frozenset({bool, bytes, float, int, range, str, type(None)})
 _PLAIN = frozenset({dict, list, range, set, str, tuple})
-_HOLDERS: frozenset[type] = frozenset({list, dict, OrderedDict, defaultdict})
+_LISTS: frozenset[type] = frozenset({list})
+_HOLDERS: frozenset[type] = _LISTS | {dict, OrderedDict, defaultdict}
 
 
 def asks_here(worker: Worker, run: Any) -> bool:
@@ -178,11 +179,8 @@ class Ahead:
         if self.open:
             self.wait()
             values = way()
-        return (
-            values
-            if type(values) in _PLAIN or _of_class(values, "still")
-            else self._one_by_one(values)
-        )
+        plain = type(values) in _PLAIN or _of_class(values, "still")
+        return values if plain else self._one_by_one(values)
 
     def _one_by_one(self, values: Iterable[Any]) -> Iterator[Any]:
         """What a loop over a generator gets: what that does on its way may do anything."""
@@ -213,7 +211,7 @@ class Ahead:
     def append(self, values: Any, value: Any) -> None:
         """`values.append(value)`"""
         if type(value) is Due:
-            if type(values) in (list,):
+            if type(values) in _LISTS:
                 value.holder, value.key = values, len(values)
             else:
                 value = self._now(value)

@@ -22,9 +22,8 @@ from nnsight.interleave.request import WAIT, Pin, Request, here
 from nnsight.interleave.rows import Rows
 from nnsight.interleave.turns import TurnThread, give_back, take_thread
 
-_OPERATIONS = frozenset(
-    {"source", "pattern", "probs"}
-)  # what leads to an operation, or is the value of one
+# what leads to an operation, or is the value of one
+_OPERATIONS = frozenset({"source", "pattern", "probs"})
 PATIENCE = 10_000  # how often a block may catch the news that its run is over
 
 
@@ -96,9 +95,8 @@ class Worker:
         self.ahead: Any = None  # how it asks ahead, once it has
         self._free: bool | None = None  # nothing keeps it from asking ahead; None: not looked at
         self._codes = codes_of(shows or body)
-        self.sources = any(
-            not _OPERATIONS.isdisjoint(named_in(code)) for code in self._codes
-        )  # it may ask for operations in modules
+        # it may ask for operations in modules
+        self.sources = any(not _OPERATIONS.isdisjoint(named_in(code)) for code in self._codes)
         self.begun = False
         self.request: Request | None = None  # what it is parked for
         self.pin: Pin | None = None  # the step it is at, in a loop over steps
@@ -163,14 +161,19 @@ class Worker:
             locks.refuse_held(self._body)
         self._run, self.begun = run, True
         tracers = sys.gettrace() or threading.gettrace(), threading.getprofile()
-        context = contextvars.copy_context()
+        context = self._context()
 
         def job() -> None:
-            context.run(saving.author.set, self.author)
             context.run(self._live, state, tracers)
 
         self._thread = take_thread()
         self._turn(lambda thread: thread.start(job))
+
+    def _context(self) -> contextvars.Context:
+        """The caller's context variables, for this block alone."""
+        context = contextvars.copy_context()
+        context.run(saving.author.set, self.author)
+        return context
 
     def ask_here(self, run: Run) -> None:
         """Run the block on this thread; it may only ask.
@@ -182,7 +185,7 @@ class Worker:
         assert body is not None
         self._run = run
         try:
-            contextvars.copy_context().run(body)
+            self._context().run(body)
             self.begun = self.ended = True
             self._body = None
         except BaseException:
