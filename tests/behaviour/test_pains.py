@@ -19,7 +19,7 @@ from tests.behaviour.small import Network
 from tests.conftest import hooks_on, make_gpt2_folder
 from torch import nn
 
-from nnsight import Envoy, LanguageModel, NNsight, eproperty
+from nnsight import Envoy, LanguageModel, NNsight, OutOfOrderError, eproperty
 
 X = torch.ones(2, 4)
 
@@ -303,3 +303,14 @@ def test_names_are_plain_python_after_a_trace(model):
             number = (first.shape[0] + 1).save()
             nothing = None.save()
     assert len(others) == 2 and pair["two"][0] is first and number == 3 and nothing is None
+
+
+def test_an_order_that_is_impossible_names_both_lines():
+    model, x = NNsight(nn.Sequential(nn.Linear(2, 2), nn.Tanh())), torch.ones(1, 2)
+    with pytest.raises(OutOfOrderError) as caught:
+        with model.trace(x):
+            late = model[1].output * 2
+            early = model[0].output + late  # noqa: F841
+    line = caught.traceback[-1].lineno + 1  # pytest counts from 0
+    assert f"where line {line - 1} of this block" in str(caught.value)
+    assert "`model.0.output`" in str(caught.value) and "`model.1.output`" in str(caught.value)

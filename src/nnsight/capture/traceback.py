@@ -63,6 +63,14 @@ def _without_hidden(traceback: TracebackType | None) -> TracebackType | None:
     return rebuilt
 
 
+def users_line() -> int:
+    """The line of the user's code that led here; 0 if there is none."""
+    frame: FrameType | None = frame_at(1)
+    while frame is not None and is_hidden(frame.f_code.co_filename):
+        frame = frame.f_back
+    return 0 if frame is None else frame.f_lineno
+
+
 def note(error: BaseException, text: str) -> None:
     """Add a line that is printed under the error (kept in `__notes__` on 3.10 too)."""
     notes: list[str] = list(getattr(error, "__notes__", ()))

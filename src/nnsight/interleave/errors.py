@@ -80,6 +80,7 @@ def passed(
     waited: str = "",
     step: int | None = None,
     often: bool = False,
+    line: int = 0,
 ) -> OutOfOrderError:
     where = f" (it is at `{at}` now)" if at is not None else ""
     when = "" if step is None else f" of step {step}"
@@ -97,7 +98,7 @@ def passed(
     return OutOfOrderError(
         f"{text} Did you call an Envoy out of order? A block reads values in the order in which "
         "the model computes them: move this line up, or put it into an invoke or a trace of its "
-        "own."
+        "own." + (f" (The model is where line {line} of this block let it go on to.)" * bool(line))
     )
 
 

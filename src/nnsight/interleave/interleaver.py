@@ -452,9 +452,9 @@ class Interleaver:
 
     def _passed(self, worker: Worker, request: Request, location: Location) -> BaseException:
         if not request.pinned:
-            return errors.passed(location, self.last, worker.waited)
+            return errors.passed(location, self.last, worker.waited, line=worker.line)
         often = self.passage is not None and self.passage.runs_often(location)
-        return errors.passed(location, self.last, worker.waited, request.visit, often)
+        return errors.passed(location, self.last, worker.waited, request.visit, often, worker.line)
 
     def watch(self, location: Location) -> None:
         """See that the run offers the value at `location` when it comes by."""

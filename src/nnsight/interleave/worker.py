@@ -15,6 +15,7 @@ import torch
 from nnsight.capture import locks, saving
 from nnsight.capture.mentions import codes_of, mentions, named_in
 from nnsight.capture.scope import Scope
+from nnsight.capture.traceback import users_line
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
@@ -105,6 +106,7 @@ class Worker:
         # what to do before it asks or ends; told whether it keeps what it has in hand meanwhile
         self.unfinished: list[Callable[[bool], None]] = []
         self.waited = ""  # for which name of another block it last had to wait
+        self.line = 0  # of the block, at which it last waited for something
         self.ended = False
         self.author = object()  # what it saves is saved by
         self._body: Callable[[], Any] | None = body
@@ -349,7 +351,7 @@ class Worker:
             raise
         if answered:
             return answer
-        self.request = request
+        self.request, self.line = request, users_line()
         thread.park()
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
