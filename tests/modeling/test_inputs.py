@@ -203,6 +203,19 @@ def test_a_keyword_that_would_be_swallowed_is_a_warning(keyword, hint):
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("method", ["__call__", "generate"])
+def test_types_of_tokens_that_say_nothing_go_only_where_they_are_known(method, recwarn):
+    """Tokenizers of transformers 4 add them, unless they are told otherwise."""
+    made = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]], "token_type_ids": [[0, 0]]}
+    for form in (given(made), given(**made)):
+        kwargs = call(form, "llama", method=method)
+        assert kwargs["input_ids"].tolist() == [[5, 6]] and "token_type_ids" not in kwargs
+        assert call(form, "gpt2", method=method)["token_type_ids"].tolist() == [[0, 0]]
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="`token_type_ids=` has no effect"):
+        call(given({**made, "token_type_ids": [[0, 1]]}), "llama")
+
+
 def test_generation_takes_what_it_likes(recwarn):
     call(given([5, 6], max_new_tokens=3, foo=1), "llama", method="generate")
     assert not recwarn.list

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
@@ -13,6 +14,7 @@ Image = pytest.importorskip("PIL.Image")
 from nnsight import VisionLanguageModel, nested  # noqa: E402 # only where Pillow is
 from nnsight.toolbox import tiny  # noqa: E402
 
+OLD = transformers.__version__.startswith("4.")
 PLACES = {
     "llava": "<image>",
     "qwen2": "<|vision_start|><|image_pad|><|vision_end|>",
@@ -46,9 +48,13 @@ class Case:
 
     @property
     def eye(self) -> Any:
-        inner = self.model.model
-        seen = inner.vision_tower.encoder.layers if self.family == "llava" else inner.visual.blocks
-        return seen[0]
+        return self.eyes[0] if self.family == "llava" else self.model.model.visual.blocks[0]
+
+    @property
+    def eyes(self) -> Any:
+        """The layers of LLaVA's tower, which transformers 4 has one module deeper."""
+        tower = self.model.model.vision_tower
+        return (tower.vision_model if OLD else tower).encoder.layers
 
     @property
     def projector(self) -> Any:
@@ -77,6 +83,18 @@ def llava() -> Case:
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def seen(layer: Any) -> torch.Tensor:
+    """What a layer of an eye puts out; in transformers 4 that of CLIP has it first in a tuple."""
+    output = layer.output
+    return output[0] if isinstance(output, tuple) else output
+
+
+def show(layer: Any, new: torch.Tensor) -> None:
+    """Let a layer of an eye put out `new`."""
+    output = layer.output
+    layer.output = (new, *output[1:]) if isinstance(output, tuple) else new
 
 
 def logits_of(case: Case, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -135,12 +153,12 @@ def test_images_by_their_path(llava: Case, tmp_path):
 def test_an_edit_of_what_is_seen_is_in_force_in_every_layer(llava: Case):
     """transformers takes the last layer's states by a hook of its own."""
     plain = logits_of(llava, llava.prompts[0], images=IMAGES[0])
-    for layer in llava.model.model.vision_tower.encoder.layers:
+    for layer in llava.eyes:
         with torch.no_grad(), llava.model.trace(llava.prompts[0], images=IMAGES[0]):
-            layer.output = torch.ones_like(layer.output)
+            show(layer, torch.ones_like(seen(layer)))
             assigned = llava.model.output.logits.save()
         with torch.no_grad(), llava.model.trace(llava.prompts[0], images=IMAGES[0]):
-            layer.output[:] = 1
+            seen(layer)[:] = 1
             in_place = llava.model.output.logits.save()
         assert (assigned - plain).abs().max() > 1e-3
         assert torch.equal(assigned, in_place)
@@ -155,7 +173,7 @@ def seen_alone(case: Case, number: int) -> tuple[Any, ...]:
     eye = projected = None
     with torch.no_grad(), case.model.trace(case.prompts[number], images=case.images[number]):
         if case.images[number]:
-            eye, projected = case.eye.output.save(), case.projector.output.save()
+            eye, projected = seen(case.eye).save(), case.projector.output.save()
         logits = case.model.output.logits.save()
     return eye, projected, logits
 
@@ -167,7 +185,7 @@ def test_each_prompt_of_a_batch_sees_its_own(case: Case, order: tuple[int, ...])
     with torch.no_grad(), case.model.trace() as tracer:
         for number in order:
             with tracer.invoke(case.prompts[number], images=case.images[number]):
-                eye = case.eye.output if any(case.images[n] for n in order) else None
+                eye = seen(case.eye) if any(case.images[n] for n in order) else None
                 projected = case.projector.output if eye is not None else None
                 got.append((eye, projected, case.model.output.logits))
     for number, (eye, projected, logits) in zip(order, got, strict=True):
@@ -184,7 +202,7 @@ def test_each_prompt_of_a_batch_sees_its_own(case: Case, order: tuple[int, ...])
 
 def test_an_edit_in_the_eyes_is_that_of_the_prompt_alone(case: Case):
     with torch.no_grad(), case.model.trace(case.prompts[1], images=case.images[1]):
-        case.eye.output = case.eye.output * 2
+        show(case.eye, seen(case.eye) * 2)
         expected = case.model.output.logits.save()
     for in_place in (False, True):
         with torch.no_grad(), case.model.trace() as tracer:
@@ -192,9 +210,9 @@ def test_an_edit_in_the_eyes_is_that_of_the_prompt_alone(case: Case):
                 untouched = case.model.output.logits.save()
             with tracer.invoke(case.prompts[1], images=case.images[1]):
                 if in_place:
-                    case.eye.output[:] *= 2
+                    seen(case.eye)[:] *= 2
                 else:
-                    case.eye.output = case.eye.output * 2
+                    show(case.eye, seen(case.eye) * 2)
                 edited = case.model.output.logits.save()
         close(edited[:, -expected.shape[1] :], expected)
         plain = seen_alone(case, 0)[2]
@@ -204,7 +222,7 @@ def test_an_edit_in_the_eyes_is_that_of_the_prompt_alone(case: Case):
 def test_the_gradient_of_what_is_seen_is_that_of_the_prompt_alone(case: Case):
     def alone(number: int) -> torch.Tensor:
         with case.model.trace(case.prompts[number], images=case.images[number]):
-            eye = case.eye.output
+            eye = seen(case.eye)
             eye.requires_grad_()
             with case.model.output.logits[:, -1].logsumexp(-1).sum().backward():
                 gradient = eye.grad.save()
@@ -214,7 +232,7 @@ def test_the_gradient_of_what_is_seen_is_that_of_the_prompt_alone(case: Case):
     with case.model.trace() as tracer:
         for number in (0, 1):
             with tracer.invoke(case.prompts[number], images=case.images[number]):
-                eye = case.eye.output
+                eye = seen(case.eye)
                 with case.model.output.logits[:, -1].logsumexp(-1).sum().backward():
                     gradients.append(eye.grad)
     for number, gradient in enumerate(gradients):

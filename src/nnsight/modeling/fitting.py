@@ -65,6 +65,18 @@ def drop_needless_mask(fields: Fields, format: Format) -> None:
     del fields["attention_mask"]
 
 
+def drop_needless_types(fields: Fields, format: Format) -> None:
+    """Leave out types of tokens that say nothing, where the model knows none.
+
+    A tokenizer that was not told otherwise adds them in transformers 4, and nobody asked for them.
+    """
+    types, names = fields.get("token_type_ids"), format.taken.names
+    if types is None or not names or "token_type_ids" in names:
+        return
+    if has_values(types) and not types.any():
+        del fields["token_type_ids"]
+
+
 def has_values(tensor: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     """Whether the numbers can be looked at: not on meta, nor while only shapes are computed."""
     return tensor is not None and not tensor.is_meta and not isinstance(tensor, FakeTensor)

@@ -20,6 +20,7 @@ from nnsight.modeling.fitting import (
     check_ids,
     check_length,
     drop_needless_mask,
+    drop_needless_types,
     has_values,
     put_positions_right,
 )
@@ -121,6 +122,7 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     if has_values(fields.get("attention_mask")):
         warn_unmasked(fields, format)
     drop_needless_mask(fields, format)
+    drop_needless_types(fields, format)
     return _call({**fields, **params}, format)
 
 

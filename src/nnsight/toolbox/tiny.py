@@ -49,7 +49,8 @@ def tokenizer(*special: str) -> Any:
     )
     words.train_from_iterator(_WORDS * 4, trainer)
     ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), special[0])
-    return _of("PreTrainedTokenizerFast")(tokenizer_object=words, **ends)
+    made = ["input_ids", "attention_mask"]  # transformers 4 adds the types of BERT, if not told
+    return _of("PreTrainedTokenizerFast")(tokenizer_object=words, model_input_names=made, **ends)
 
 
 def llava() -> tuple[torch.nn.Module, Any]:
@@ -98,7 +99,7 @@ def qwen_vl(release: str = "2.5") -> tuple[torch.nn.Module, Any]:
         release: `"2"` or `"2.5"`.
     """
     special = "<|endoftext|> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|>".split()
-    processor = _without_videos(_of("Qwen2VLProcessor"))(
+    processor = _of_any_parts(_of("Qwen2VLProcessor"))(
         image_processor=_built(
             "Qwen2VLImageProcessor",
             min_pixels=4 * 14 * 14,
@@ -249,11 +250,11 @@ def _built(name: str, **settings: Any) -> Any:
     return kind(**settings)
 
 
-def _without_videos(kind: Any) -> Any:
-    """A processor that reads no videos, which need torchvision."""
+def _of_any_parts(kind: Any) -> Any:
+    """A processor that takes the tokenizer above, and, without torchvision, reads no videos."""
 
     def check(self: Any, name: str, value: Any) -> Any:
-        if name == "video_processor":
+        if name in ("tokenizer", "video_processor"):
             return value
         return kind.check_argument_for_proper_class(self, name, value)
 
