@@ -108,14 +108,20 @@ def modules(subject: Subject) -> list[str]:
         with torch.no_grad():
             values = subject.raw(prompt).values
         for path, visits in values.items():
-            batched, together = (
-                [floating(visit.output) for visit in seen[f"{subject.model._path}.{path}"].visits]
-                for seen in (kept[row], whole)
+            batched, together, *others = (
+                flat(
+                    [
+                        floating(visit.output)
+                        for visit in seen[f"{subject.model._path}.{path}"].visits
+                    ]
+                )
+                for seen in (kept[row], whole, *kept)
             )
             # an expert may run less often for one prompt than for all
-            pairs = zip(flat(batched), flat(together), flat(visits), strict=False)
-            for own, all_rows, alone in pairs:
-                split = own.shape != all_rows.shape
+            pairs = zip(batched, together, flat(visits), *others, strict=False)
+            for own, all_rows, alone, *every in pairs:
+                alike = all(torch.equal(own, other) for other in every)  # positions, for each row
+                split = own.shape != all_rows.shape and not alike
                 own = subject.own_tokens(own, alone, row)
                 missed = all_rows.shape[:1] == (len(subject.prompts),) != alone.shape[:1]
                 missed &= "expert" not in path  # how many tokens one is sent may be anything

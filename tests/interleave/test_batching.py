@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from nnsight import nested
-from nnsight.interleave.batching import Batch, assemble, combine, count_rows
+from nnsight.interleave.assembly import assemble
+from nnsight.interleave.batching import Batch, combine, count_rows
 from nnsight.interleave.errors import BatchError
 from nnsight.interleave.location import SKIP
 from nnsight.interleave.rows import Rows, Uneven

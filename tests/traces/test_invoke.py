@@ -336,7 +336,7 @@ class Sequence(nn.Module):
         return self.last(x)
 
 
-def test_a_sequence_as_long_as_the_batch_is_not_split():
+def test_a_sequence_as_long_as_the_batch_is_not_split_and_rows_behind_it_are():
     model = NNsight(Sequence())
     one, two = torch.rand(2, 5, 4), torch.rand(3, 5, 4)
     with model.trace() as tracer:
@@ -345,9 +345,11 @@ def test_a_sequence_as_long_as_the_batch_is_not_split():
             turned = model.turn.output.save()
             out_one = model.output.save()
         with tracer.invoke(two):
+            turned_two = model.turn.output.save()
             out_two = model.output.save()
     assert torch.equal(table, model._module.positions.weight[:5])
-    assert turned.shape == (5, 5, 4)  # sequence first: everybody's
+    assert torch.equal(turned, (one + table).transpose(0, 1))  # the sequence first, then rows
+    assert torch.equal(turned_two, (two + table).transpose(0, 1))
     assert torch.allclose(out_one, model._module(one), atol=1e-6)
     assert torch.allclose(out_two, model._module(two), atol=1e-6)
 

@@ -19,7 +19,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn import Module
@@ -29,13 +29,21 @@ from nnsight.capture.traceback import warn
 from nnsight.envoy.handoff import collects
 from nnsight.envoy.mirror import Mirror
 from nnsight.envoy.operations import Operation, watch_twin
-from nnsight.interleave.location import INPUT, OUTPUT, RESULT, Location
+from nnsight.interleave.location import INPUT, OUTPUT, RESULT, SKIP, Location
 from nnsight.interleave.request import here
 
 T = TypeVar("T")
 # Something of every leaf at a module path and a kind, at the first visit or a later one.
 Told = dict[tuple[str, str, bool], list[T]]
 Lengths = Told[int]
+
+
+class Seen(NamedTuple):
+    """What another batch says of a leaf."""
+
+    length: int  # of its first dimension, there
+    of_rows: bool  # whether that is made of rows
+    lies: int | None  # the other dimension that counts the rows, if one does
 
 
 def sizes_of(module: Module) -> frozenset[int]:
@@ -192,22 +200,37 @@ class BatchAxis:
             return True
         if getattr(type(location.owner), "between_steps", False):
             return True
+        seen = self._seen(location, leaf)
+        if seen is None:
+            return None
+        return seen.of_rows and seen.length == self._mirror.rows * (length // self._total)
+
+    def lies(self, location: Location, leaf: int, shape: Sequence[int]) -> int | None:
+        """Which dimension of a leaf behind the first follows the batch size; None if none does."""
+        if getattr(type(location.owner), "between_steps", False):
+            return None
+        seen = self._seen(location, leaf)
+        if seen is not None:
+            dim = seen.lies
+            return dim if dim and dim < len(shape) and shape[dim] == self._total else None
+        dims = [dim for dim in range(1, len(shape)) if shape[dim] == self._total]
+        return dims[0] if len(dims) == 1 and not self.doubtful else None
+
+    def _seen(self, location: Location, leaf: int) -> Seen | None:
         path, kind = self.key(location)
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)
         later = self.step() > 0 and (path, kind, True) in self._told
         leaves = self._told.get((path, kind, later))
-        if leaves is None or leaf >= len(leaves):
-            return None
-        other, of_rows = leaves[leaf]
-        return of_rows and other == self._mirror.rows * (length // self._total)
+        return None if leaves is None or leaf >= len(leaves) else leaves[leaf]
 
     def key(self, location: Location) -> tuple[str, str]:
         """Under which path and kind the lengths at `location` are kept."""
         path = location.owner.path
         if not path:
             return "", RESULT
-        return path[len(self._path) + 1 :], location.kind
+        kind = OUTPUT if location.kind == SKIP else location.kind
+        return path[len(self._path) + 1 :], kind
 
     @functools.cached_property
     def _sizes(self) -> frozenset[int]:
@@ -240,8 +263,8 @@ class BatchAxis:
         return Mirror.of(self._total, self._sizes)
 
     @functools.cached_property
-    def _told(self) -> Told[tuple[int, bool]]:
-        """Of each leaf its length in the mirror, and whether it is made of rows there."""
+    def _told(self) -> Told[Seen]:
+        """What the mirror says of each leaf."""
         args, kwargs = self._call.args, self._call.keywords
         method = getattr(self._call.func, "__name__", None)  # none of a module
         key = (method, self._total, self._module.training, signature((args, kwargs)))
@@ -262,16 +285,16 @@ class BatchAxis:
             self._told.update(self._measure(record))
             self._told.setdefault((path, kind, False), [])
 
-    def _measure(self, record: Recorder = _record) -> Told[tuple[int, bool]]:
+    def _measure(self, record: Recorder = _record) -> Told[Seen]:
         method, mirror = self._call.func, self._mirror
         start = _random_states(self._module)
 
-        def tell(leaf: torch.Tensor) -> tuple[int, bool]:
+        def tell(leaf: torch.Tensor) -> Seen:
             # behind a dropout rows of equal content differ: only their length says something
             drawn = not all(map(torch.equal, start, _random_states(self._module)))
-            return length_of(leaf), drawn or mirror.holds(leaf)
+            return Seen(length_of(leaf), drawn or mirror.holds(leaf), mirror.lies(leaf, drawn))
 
-        def run(varied: bool) -> Told[tuple[int, bool]]:
+        def run(varied: bool) -> Told[Seen]:
             args, kwargs = mirror.given((self._call.args, self._call.keywords), varied)
             return measure(self._module, functools.partial(method, *args, **kwargs), tell, record)
 

@@ -380,7 +380,8 @@ class Envoy(Node):
     def _split_over(self, total: int, trial: Any, also: Collection[int] = ()) -> Batch:
         """A batch that several blocks share. `trial` and `also` are as for `BatchAxis`."""
         memory = self._tree.memory.setdefault(self._path, {})
-        return Batch(total, True, BatchAxis(self._module, self._path, memory, total, trial, also))
+        axis = BatchAxis(self._module, self._path, memory, total, trial, also)
+        return Batch(total, True, axis, axis.lies)
 
     def watch(self, kind: str, run: Interleaver) -> None:
         """From now on in `run`, offer the value at `kind` whenever this module comes by there.

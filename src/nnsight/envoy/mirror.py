@@ -62,6 +62,13 @@ class Mirror:
             for back in ([leaf, leaf.flip(inputs)] if inputs else [leaf])
         )
 
+    def lies(self, leaf: torch.Tensor, drawn: bool) -> int | None:
+        """The first dimension behind the first that is made of rows; where `drawn`, by length."""
+        for dim in range(1, leaf.ndim):
+            if leaf.shape[dim] == self.rows and (drawn or self.holds(leaf.movedim(dim, 0))):
+                return dim
+        return None
+
 
 def _varied(row: torch.Tensor, number: int) -> torch.Tensor:
     """A row of ids or of their embeddings whose first half is one token; of others the row."""

@@ -6,7 +6,8 @@ so that changes in place write through) and what it assigns is put back into its
 A tensor is batched if its first dimension counts the rows of the batch, or a multiple of them (the
 tokens of all rows one after the other, as mixtures of experts route them). A tensor whose first
 dimension only happens to be as long (a sequence, the heads) is whole for everyone; where lengths
-alone cannot tell, the model is asked what changes with the batch size (`Batch.varies`).
+alone cannot tell, the model is asked what changes with the batch size (`Batch.varies`). Some models
+have the tokens first and the rows behind them (`Batch.lies`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from nnsight import nested
 from nnsight.interleave import errors
+from nnsight.interleave.assembly import Lies, assemble
 from nnsight.interleave.cuts import Cut
 from nnsight.interleave.gathered import Gathered
 from nnsight.interleave.location import OUTPUT, Location
@@ -29,7 +31,7 @@ Varies = Callable[[Location, int, Sequence[int]], "bool | None"]
 Note = Callable[[torch.Tensor, Piece], None]
 
 
-def _unknown(location: Location, leaf: int, shape: Sequence[int]) -> bool | None:
+def _unknown(location: Location, leaf: int, shape: Sequence[int]) -> None:
     return None
 
 
@@ -41,6 +43,8 @@ class Batch:
     split: bool = False  # whether two or more blocks share it
     # whether the first dimension of a leaf, of a shape, follows the batch size, if known
     varies: Varies = _unknown
+    # which other dimension of a leaf that the first does not count them in counts the rows
+    lies: Lies = _unknown
     gathered: Gathered = field(default_factory=Gathered, compare=False)
 
     def per_row(self, value: torch.Tensor, location: Location, leaf: int) -> int:
@@ -61,7 +65,10 @@ class Batch:
     def share(self, value: torch.Tensor, location: Location, leaf: int) -> Share | None:
         """How `value` belongs to the rows of the batch; None if it is whole for everyone."""
         each = self.per_row(value, location, leaf)
-        return Even(each) if each else None
+        if each:
+            return Even(each)
+        dim = self.lies(location, leaf, value.shape) if self.total in value.shape[1:] else None
+        return None if dim is None else Even(dim=dim)
 
     def narrow(
         self, value: Any, rows: Rows | None, location: Location, note: Note | None = None
@@ -84,7 +91,7 @@ class Batch:
             part, *others = share.parts(rows)
             if others:
                 return self.gathered.take(tensor, (part, *others))
-            piece = Piece(tensor, part.start, part.size)
+            piece = Piece(tensor, part.start, part.size, share.dim)
             view = piece.rows(tensor)
             if note is not None and (tensor.is_floating_point() or tensor.is_complex()):
                 note(view, piece)
@@ -116,7 +123,7 @@ class Batch:
         Raises:
             BatchError: a block's value has another number of rows or another structure.
         """
-        return assemble(parts, location)
+        return assemble(parts, location, self.lies)
 
     def check_skip(self, inputs: Any, rows: Rows | None, instead: Any, location: Location) -> None:
         """Refuse what is to take the place of a whole module and has other rows than its input.
@@ -190,7 +197,7 @@ class _Widening:
         if share is None:
             return new  # everybody's: replaced for the whole batch
         parts = share.parts(rows)
-        own = full.narrow(0, parts[0].start, sum(part.size for part in parts))
+        own = full.narrow(share.dim, parts[0].start, sum(part.size for part in parts))
         if len(parts) > 1:
             if self.batch.gathered.is_of(new, full, parts):
                 return full
@@ -201,7 +208,7 @@ class _Widening:
             raise errors.wrong_rows(self.location, nested.describe(new), expected)
         if new.dtype != full.dtype:
             raise errors.wrong_structure(self.location, str(new.dtype), str(full.dtype))
-        merged = with_parts(full, parts, new.to(full.device))
+        merged = with_parts(full, parts, new.to(full.device), share.dim)
         if self.cuts is not None:
             self.cuts.append(Cut(full, merged, share, (rows,)))
         return merged
@@ -219,46 +226,6 @@ def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.is_inference() and other.is_inference():  # views know no base there
         return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     return one._base is not None and other._base is one._base
-
-
-def assemble(parts: Iterable[tuple[Rows, Any]], location: Location) -> Any:
-    """One value over all rows from a value for each block: concatenated tensor by tensor.
-
-    Raises:
-        BatchError: a block's value has another number of rows or another structure.
-    """
-    return _join(sorted(parts, key=lambda part: part[0].start), location)
-
-
-def _join(parts: list[tuple[Rows, Any]], location: Location) -> Any:
-    _, first = parts[0]
-    if isinstance(first, torch.Tensor):
-        return _join_tensors(parts, first, location)
-    members = nested.parts(first)
-    if not members:
-        return first
-    split = [(rows, nested.parts(value)) for rows, value in parts]
-    for (_, value), (_, others) in zip(parts, split, strict=True):
-        if others is None or others.keys() != members.keys():
-            raise errors.wrong_structure(location, nested.describe(value), nested.describe(first))
-    return nested.rebuild(
-        first,
-        {k: _join([(rows, own[k]) for rows, own in split if own], location) for k in members},
-    )
-
-
-def _join_tensors(
-    parts: list[tuple[Rows, Any]], first: torch.Tensor, location: Location
-) -> torch.Tensor:
-    for rows, value in parts:
-        if not isinstance(value, torch.Tensor) or value.dtype != first.dtype:
-            raise errors.wrong_structure(location, nested.describe(value), nested.describe(first))
-        if first.ndim and (value.shape[:1] != (rows.size,) or value.shape[1:] != first.shape[1:]):
-            if all(other is first for _, other in parts):  # everybody's: not a value for each row
-                return first
-            expected = f"this block has {rows.size} row(s)"
-            raise errors.wrong_rows(location, nested.describe(value), expected)
-    return torch.cat([value for _, value in parts]) if first.ndim else first
 
 
 # --- combining inputs of plain modules ------------------------------------------------------------

@@ -25,7 +25,7 @@ class Cut:
     Args:
         old: the tensor before.
         new: what the model goes on with.
-        share: how their first dimension belongs to the rows.
+        share: how they belong to the rows.
         replaced: the rows that are not the same in both.
     """
 
@@ -66,10 +66,11 @@ class Cut:
         old, new = self._old(), self._new()
         if old is None or new is None or (before is not None and before == self.versions()):
             return
-        for start, size in self._shared(rows, old.shape[0]):
-            ours, theirs = new.narrow(0, start, size), old.narrow(0, start, size)
+        dim = self._share.dim
+        for start, size in self._shared(rows, old.shape[dim]):
+            ours, theirs = new.narrow(dim, start, size), old.narrow(dim, start, size)
             if self._kept is not None:
-                kept = self._kept.narrow(0, start, size)
+                kept = self._kept.narrow(dim, start, size)
                 changed_new, changed_old = (
                     not nested.same(ours, kept),
                     not nested.same(theirs, kept),
@@ -82,7 +83,7 @@ class Cut:
             elif changed_old:
                 ours.copy_(theirs)
             if self._kept is not None and (changed_new or changed_old):
-                self._kept.narrow(0, start, size).copy_(ours)
+                self._kept.narrow(dim, start, size).copy_(ours)
 
     def _shared(self, rows: Rows | None, length: int) -> Iterator[tuple[int, int]]:
         """Where the rows that a block sees are the same in both: starts and sizes."""

@@ -18,6 +18,7 @@ import torch
 from nnsight import nested
 from nnsight.interleave import errors
 from nnsight.interleave.request import here
+from nnsight.interleave.rows import Rows, with_parts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore
 
@@ -34,15 +35,15 @@ class Piece(NamedTuple):
     whole: torch.Tensor
     start: int
     size: int
+    dim: int = 0
 
     def rows(self, gradient: torch.Tensor) -> torch.Tensor:
         """The rows of a gradient of the whole value, or of a batch of such gradients."""
-        return gradient.narrow(gradient.ndim - self.whole.ndim, self.start, self.size)
+        return gradient.narrow(gradient.ndim - self.whole.ndim + self.dim, self.start, self.size)
 
     def put(self, rows: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """A tensor like the whole value, or its gradient, with other rows there."""
-        stop = self.start + self.size
-        return torch.cat([gradient[: self.start], rows, gradient[stop:]])
+        return with_parts(gradient, [Rows(self.start, self.size)], rows, self.dim)
 
 
 _pieces: dict[int, tuple[weakref.ref[torch.Tensor], Piece]] = {}  # by view, as long as it lives
@@ -105,7 +106,7 @@ class _Waiting:
 
     def __init__(self, own: torch.Tensor, piece: Piece, worker: Any) -> None:
         self._own, self._worker = weakref.ref(own), weakref.ref(worker)
-        self._start, self._size = piece.start, piece.size
+        self._start, self._size, self._dim = piece.start, piece.size, piece.dim
         self._version = own._version
         self._part: tuple[int, torch.Tensor] | None = None
         self._mark: int = hook_on(own, self._take_note).id
@@ -123,7 +124,7 @@ class _Waiting:
             return whole
         if own._version != self._version:
             raise errors.changed_rows()
-        piece = Piece(whole, self._start, self._size)
+        piece = Piece(whole, self._start, self._size, self._dim)
         rows = piece.rows(whole)
         if here.worker not in (None, self._worker()) and not rows.any():
             return whole  # the loss of another block, which this one has no part in

@@ -22,7 +22,10 @@ class Rows:
 
 
 class Share(Protocol):
-    """How the first dimension of a tensor belongs to the rows of a batch."""
+    """How a dimension of a tensor, the first almost everywhere, belongs to the rows of a batch."""
+
+    @property
+    def dim(self) -> int: ...
 
     def parts(self, rows: Rows) -> tuple[Rows, ...]:
         """Where in the tensor `rows` are: one part or more, in order."""
@@ -34,6 +37,7 @@ class Even:
     """So many to each row."""
 
     each: int = 1
+    dim: int = 0
 
     def parts(self, rows: Rows) -> tuple[Rows, ...]:
         return (Rows(rows.start * self.each, rows.size * self.each),)
@@ -44,16 +48,19 @@ class Uneven:
     """To each block its own many: images, where one prompt has more of them than another."""
 
     own: Mapping[Rows, Rows]  # for the rows of each block, its part
+    dim: int = 0
 
     def parts(self, rows: Rows) -> tuple[Rows, ...]:
         return (self.own[rows],)
 
 
-def with_parts(full: torch.Tensor, parts: Iterable[Rows], new: torch.Tensor) -> torch.Tensor:
-    """`full` with `new` in place of its `parts`, as a tensor of its own."""
+def with_parts(
+    full: torch.Tensor, parts: Iterable[Rows], new: torch.Tensor, dim: int = 0
+) -> torch.Tensor:
+    """`full` with `new` in place of its `parts` along `dim`, as a tensor of its own."""
     pieces: list[torch.Tensor] = []
     end = taken = 0
     for part in parts:
-        pieces += full[end : part.start], new[taken : taken + part.size]
+        pieces += full.narrow(dim, end, part.start - end), new.narrow(dim, taken, part.size)
         end, taken = part.stop, taken + part.size
-    return torch.cat([*pieces, full[end:]])
+    return torch.cat([*pieces, full.narrow(dim, end, full.shape[dim] - end)], dim)

@@ -16,7 +16,8 @@ import torch
 from nnsight import nested
 from nnsight.envoy.batch_axis import BatchAxis
 from nnsight.interleave import errors
-from nnsight.interleave.batching import Batch, assemble, combine
+from nnsight.interleave.assembly import assemble
+from nnsight.interleave.batching import Batch, combine
 from nnsight.interleave.location import Location
 from nnsight.interleave.rows import Even, Rows, Share
 
@@ -28,6 +29,7 @@ class Halves:
     total: int  # rows of the batch
     each: int
     copies: int
+    dim: int = 0
 
     def parts(self, rows: Rows) -> tuple[Rows, ...]:
         length = self.total * self.each

@@ -40,6 +40,7 @@ UNMASKED: dict[str, Unmasked] = {
     "lfm2": Unmasked("convolves the padding in front of a prompt into it", until=FIVE),
     "openai-gpt": Unmasked(_POSITIONS, generating=True, until=FIVE),
     "ctrl": Unmasked(_POSITIONS, generating=True, until=FIVE),
+    "xlnet": Unmasked("leaves the mask out when it generates", generating=True),
     "bart": Unmasked(_POSITIONS, generating=True),  # its decoder without the encoder
     "siglip": Unmasked(
         "takes a text for its last token, which is padding in the shorter ones", in_front=False
