@@ -25,7 +25,7 @@ import torch
 from tests.behaviour import mistakes
 from tests.behaviour.mistakes import MISTAKES, Loose, Mistake, Net
 from tests.conftest import hooks_on
-from tests.pages import ROOT, blocks_of
+from tests.pages import OLD, ROOT, blocks_of
 from tests.pages import run as run_block
 from torch import nn
 
@@ -513,6 +513,9 @@ def test_a_page_quotes_what_is_said(page: Path):
             except Exception as error:
                 said.append(told(error))
         said += [str(warning.message) for warning in warned]
+        if OLD and block.info.get("transformers") == "5":
+            assert not said
+            continue
         expected = " ".join(quote.split())
         assert any(expected in " ".join(text.split()) for text in said) or not quote, said
 
