@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["NNSIGHT_CONFIG"] = os.path.join(  # a user's own settings stay out of it
+    tempfile.gettempdir(), f"nnsight-tests-{os.getpid()}", "config.json"
+)
+os.environ.pop("NDIF_API_KEY", None)
+os.environ.pop("NDIF_HOST", None)
 
 from pathlib import Path
 

@@ -20,6 +20,7 @@ from nnsight.modeling.guidance import Denoising, Guided
 from nnsight.modeling.huggingface import HuggingFaceModel
 from nnsight.modeling.loading import Loader
 from nnsight.modeling.pipeline import LoadedPipeline, Pipeline, PipelineCheckpoint
+from nnsight.remote.model_key import DIFFUSION
 from nnsight.traces.model import Inputs
 
 
@@ -43,6 +44,8 @@ class DiffusionModel(HuggingFaceModel):
         automodel: the pipeline class of diffusers, or its name; the one that was saved if left out.
         **options: as for `HuggingFaceModel`; also parts of the pipeline, `scheduler=`, `vae=`, ...
     """
+
+    _kind_on_servers = DIFFUSION
 
     def __init__(
         self,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight.modeling import standard
+from nnsight.modeling import load_errors, standard
 from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
 from nnsight.modeling.names_report import NamesReport
 from nnsight.modeling.older_masks import know_scans
 from nnsight.modeling.self_check import check_names
+from nnsight.modeling.tasks import task_of
+from nnsight.remote import model_key as keys
+from nnsight.remote.model_key import ModelKey
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class HuggingFaceModel(NNsight):
@@ -53,6 +59,8 @@ class HuggingFaceModel(NNsight):
     _loader: Loader
     _dispatched: bool
     _checks_names: bool
+    _usual_task: str | None = None  # what its models are for where their class serves several tasks
+    _kind_on_servers = keys.TRANSFORMERS
 
     def __init__(
         self,
@@ -144,6 +152,44 @@ class HuggingFaceModel(NNsight):
     def revision(self) -> str | None:
         """The revision that was asked for; None for the default one."""
         return self._loader.revision
+
+    @property
+    def _task(self) -> str | None:
+        return task_of(self._module, self._usual_task)
+
+    def to_model_key(self) -> str:
+        """The key by which servers know this model: the address of a class, and JSON.
+
+        The hub id is written as the hub spells it where the hub is reached, and as it was given
+        elsewhere.
+
+        Raises:
+            ValueError: the model comes from no hub id and no folder.
+        """
+        if self.repo_id is None:
+            raise load_errors.no_key(type(self._module).__name__)
+        repo_id, task = keys.canonical(str(self.repo_id)), keys.usual_task(self._task)
+        remote_code = self._loader.remote_code
+        return str(ModelKey(repo_id, self.revision, task, remote_code, self._kind_on_servers))
+
+    @classmethod
+    def from_model_key(cls, model_key: str, **options: Any) -> Self:
+        """The model that a key names, opened with the options that are given beside it.
+
+        The key alone does not let a model run code of its own: pass `trust_remote_code=True`.
+
+        Raises:
+            ValueError: it is no key, or one of a model of another kind.
+            LoadError: the model cannot be opened.
+        """
+        key = keys.parse(model_key)
+        if (key.kind == keys.DIFFUSION) != (cls._kind_on_servers == keys.DIFFUSION):
+            raise load_errors.key_of_another_kind(key.kind, cls.__name__)
+        return cls._of_key(key, options)
+
+    @classmethod
+    def _of_key(cls, key: ModelKey, options: dict[str, Any]) -> Self:
+        return cls(key.repo_id, **{"revision": key.revision, **options})
 
     @property
     def dispatched(self) -> bool:

@@ -52,6 +52,7 @@ class LanguageModel(HuggingFaceModel):
     """
 
     _stepwise = frozenset({generation.METHOD})
+    _usual_task = "text-generation"
     _tokenizer: LazyTokenizer
     _known_format: Format | None
 

@@ -193,3 +193,15 @@ def spread_config(device_map: Any) -> ValueError:
         f"A model with random weights goes to one device, and `device_map` is {show(device_map)}. "
         "Pass one device, such as 'cuda:0'."
     )
+
+
+def no_key(kind: str) -> ValueError:
+    return ValueError(
+        f"This {kind} comes from no hub id and no folder, so no server could know which model is "
+        "meant. Open it by hub id, which reads no weights until they are needed: "
+        "`LanguageModel('openai-community/gpt2')`."
+    )
+
+
+def key_of_another_kind(kind: str, name: str) -> ValueError:
+    return ValueError(f"{name} cannot open what the key names: a {kind.rpartition('.')[2]}.")

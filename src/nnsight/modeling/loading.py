@@ -56,6 +56,11 @@ class Loader(Protocol):
     @property
     def revision(self) -> str | None: ...
 
+    @property
+    def remote_code(self) -> bool:
+        """Whether the model may bring its own code along: `trust_remote_code`."""
+        ...
+
     def skeleton(self) -> torch.nn.Module:
         """The modules, without reading weights."""
         ...
@@ -121,6 +126,7 @@ class Loaded:
 
     source = None
     revision = None
+    remote_code = False
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
@@ -150,6 +156,7 @@ class Untrained:
 
     source = None
     revision = None
+    remote_code = False
 
     def __init__(
         self, config: Any, automodel: Any, meta_buffers: bool, options: Mapping[str, Any]
@@ -197,6 +204,7 @@ class Checkpoint:
         self._meta_buffers = meta_buffers
         options = {name: value for name, value in options.items() if value is not None}
         self._hub = chosen(options, ("revision", *HUB))
+        self.remote_code = bool(self._hub.get("trust_remote_code"))
         self._options = {name: options[name] for name in options if name not in self._hub}
         self._config = config
 

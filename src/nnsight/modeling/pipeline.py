@@ -75,6 +75,7 @@ class LoadedPipeline:
 
     source = None
     revision = None
+    remote_code = False
 
     def __init__(self, pipeline: Any) -> None:
         self._module = pipeline if isinstance(pipeline, Pipeline) else Pipeline.of(pipeline)
@@ -97,6 +98,7 @@ class PipelineCheckpoint:
 
     def __init__(self, source: str | Path, automodel: Any, revision: Any, **options: Any) -> None:
         self.source, self.revision = place(source), revision
+        self.remote_code = bool(options.get("trust_remote_code"))
         self._automodel = automodel
         self._options = options if revision is None else {"revision": revision, **options}
 

@@ -5,40 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nnsight.modeling import errors, images
 from nnsight.modeling.format import Format, format_of, is_causal
+from nnsight.modeling.tasks import TASKS, task_of
 from nnsight.modeling.vlm import VisionLanguageModel
+from nnsight.remote.model_key import ModelKey
 from nnsight.traces.model import Inputs
 
-TASKS = {
-    "audio-classification": "AutoModelForAudioClassification",
-    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
-    "depth-estimation": "AutoModelForDepthEstimation",
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "image-classification": "AutoModelForImageClassification",
-    "image-feature-extraction": "AutoModel",
-    "image-segmentation": "AutoModelForImageSegmentation",
-    "image-text-to-text": "AutoModelForImageTextToText",
-    "mask-generation": "AutoModelForMaskGeneration",
-    "object-detection": "AutoModelForObjectDetection",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "sentiment-analysis": "AutoModelForSequenceClassification",
-    "summarization": "AutoModelForSeq2SeqLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-    "token-classification": "AutoModelForTokenClassification",
-    "translation": "AutoModelForSeq2SeqLM",
-    "video-classification": "AutoModelForVideoClassification",
-    "visual-question-answering": "AutoModelForVisualQuestionAnswering",
-    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
-}
-"""The class of transformers that builds a model for each task."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TransformersModel(VisionLanguageModel):
@@ -82,6 +61,7 @@ class TransformersModel(VisionLanguageModel):
         if task is not None and task not in TASKS:
             raise errors.no_such_task(task, TASKS)
         automodel = TASKS.get(task or "") if automodel is None else automodel
+        self._given_task = task
         self._parts = {"image_processor": image_processor, "feature_extractor": feature_extractor}
         super().__init__(
             repo_id,
@@ -90,6 +70,15 @@ class TransformersModel(VisionLanguageModel):
             automodel=automodel,  # type: ignore[arg-type] # None: the class the config names
             **options,
         )
+
+    @property
+    def _task(self) -> str | None:
+        return self._given_task or task_of(self._module)
+
+    @classmethod
+    def _of_key(cls, key: ModelKey, options: dict[str, Any]) -> Self:
+        task = key.task if key.task in TASKS else None
+        return super()._of_key(key, {"task": task, **options})
 
     @property
     def image_processor(self) -> Any:

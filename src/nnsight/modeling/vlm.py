@@ -45,6 +45,8 @@ class VisionLanguageModel(LanguageModel):
         **options: as for `LanguageModel`.
     """
 
+    _usual_task = "image-text-to-text"
+
     def __init__(
         self,
         repo_id: str | Path | torch.nn.Module | Any = None,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from nnsight.capture import listing
+from nnsight.config import CONFIG
 from nnsight.traces import errors
 from nnsight.traces.edit import Edit
 from nnsight.traces.edit_text import PlaceOf, TextBody
@@ -39,7 +40,7 @@ def place(name: str, folder: str | os.PathLike[str] | None, variant: str) -> Pat
     """Where the edits called `name` are kept: the Python file."""
     if folder is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = os.environ.get("NNSIGHT_CACHE_DIR") or Path(cache, "nnsight")
+        folder = CONFIG.APP.CACHE_DIR or Path(cache, "nnsight")
         folder = Path(folder, "exports")
     return Path(folder, _one_part(name), f"{_one_part(variant)}.py")
 

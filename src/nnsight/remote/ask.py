@@ -1,0 +1,108 @@
+"""One question to a server: `GET` an address, get JSON. Whatever goes wrong is one sentence."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from nnsight.config import CONFIG
+from nnsight.remote import service_errors as errors
+
+SECONDS = 10.0  # to wait for a connection, and for each part of the answer
+
+
+def ask(path: str, *, host: str | None = None, api_key: str | None = None) -> Any:
+    """What a server answers to `GET path`, as Python values.
+
+    Args:
+        host: its address; `CONFIG.API.HOST` if left out.
+        api_key: the key to send; `CONFIG.API.APIKEY` if left out.
+
+    Raises:
+        ServiceError: there is no such answer; its text says why, in words for the user.
+    """
+    import requests  # not at import: it takes a tenth of a second
+
+    host = (CONFIG.API.HOST if host is None else host).rstrip("/")
+    if not is_address(host):
+        raise errors.no_address(host)
+    headers = {"Accept": "application/json", **_key_header(api_key)}
+    try:
+        # Redirects would carry the key to an address that the user has not named
+        answer = requests.get(host + path, headers=headers, timeout=SECONDS, allow_redirects=False)
+    except (requests.RequestException, UnicodeError, OSError) as error:
+        raise errors.not_reached(host, reason(error)) from None
+    if answer.is_redirect:
+        raise errors.moved(host, answer.headers.get("Location", ""))
+    found = _decoded(answer)
+    if answer.status_code != 200:
+        detail = found.get("detail") if isinstance(found, dict) else None
+        detail = detail if isinstance(detail, str) else answer.reason or "no reason is given"
+        raise errors.refused(host, path, answer.status_code, detail.rstrip(".") + ".")
+    if found is _NOTHING:
+        raise errors.not_understood(host, path)
+    return found
+
+
+def is_address(host: str) -> bool:
+    """Whether this is an address that a server can have."""
+    try:
+        parts = urlsplit(host)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        return False
+
+
+_NOTHING = object()
+
+
+def _decoded(answer: Any) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return _NOTHING
+
+
+def _key_header(api_key: str | None) -> dict[str, str]:
+    key = CONFIG.API.APIKEY if api_key is None else api_key
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()):  # `requests` would show it in its error
+        raise errors.no_such_key()
+    return {"ndif-api-key": str(key)}
+
+
+def reason(error: BaseException) -> str:
+    """Why a connection failed, in a few words."""
+    import requests
+
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not accepted"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy of the environment does not lead there"
+    if isinstance(error, requests.exceptions.Timeout):
+        return f"no answer within {SECONDS:g} seconds"
+    for inner in _chain(error):
+        if isinstance(inner, socket.gaierror):
+            return "no machine of that name is known here"
+        if isinstance(inner, ConnectionRefusedError):
+            return "nothing listens there"
+        if isinstance(inner, ConnectionResetError) or type(inner).__name__ == "RemoteDisconnected":
+            return "it hung up before it answered"
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror.lower()
+    return type(error).__name__
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and all that it wraps: as a cause, as context, or, in urllib3, as a value of it."""
+    found: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, BaseException) and inner not in found:
+            found.append(inner)
+            inside = (inner.__cause__, inner.__context__, getattr(inner, "reason", None))
+            waiting += [*inside, *inner.args]
+    return found
