@@ -16,14 +16,14 @@ answer = model.tokenizer(pair.clean_answer)["input_ids"][0]
 positions = len(model.tokenizer(pair.clean)["input_ids"])
 
 print(f"{pair.clean!r} → {pair.corrupted!r}: P({pair.clean_answer!r})")
-for index, layer in enumerate(model.transformer.h):
+for index, layer in enumerate(model.layers):
     row = []
     for position in range(positions):
         with torch.no_grad(), model.trace() as tracer:
             with tracer.invoke(pair.clean):
-                state = layer.output[:, position]
+                state = layer.resid_post[:, position]
             with tracer.invoke(pair.corrupted):
-                layer.output[:, position] = state
+                layer.resid_post[:, position] = state
                 probability = model.output.logits[0, -1].softmax(-1)[answer].save()
         row.append(f"{probability.item():.2f}")
     print(f"layer {index}:", *row)

@@ -14,9 +14,9 @@ model = LanguageModel(facts_folder())
 
 with model.trace(prompt):
     guesses = nnsight.save([])
-    for layer in model.transformer.h:
-        last = layer.output[:, -1]
-        logits = model.lm_head(model.transformer.ln_f(last))
+    for layer in model.layers:
+        last = layer.resid_post[:, -1]
+        logits = model.lm_head(model.ln_final(last))
         guesses.append(logits.softmax(-1).max(-1))
 
 for index, (probability, token) in enumerate(zip(*zip(*guesses, strict=True), strict=True)):

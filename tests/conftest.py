@@ -14,6 +14,7 @@ os.environ.pop("NDIF_API_KEY", None)
 os.environ.pop("NDIF_HOST", None)
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,12 @@ def gpt2(gpt2_folder: Path):
     from nnsight import LanguageModel
 
     return LanguageModel(gpt2_folder, dispatch=True)
+
+
+def states(block: Any) -> torch.Tensor:
+    """The hidden states that a block of GPT-2 puts out; in transformers 4 first in a tuple."""
+    output = block.output
+    return output[0] if isinstance(output, tuple) else output
 
 
 def hooks_on(module: torch.nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from tests.conftest import hooks_on
+from tests.conftest import hooks_on, states
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -211,8 +211,8 @@ def test_transformers(gpt2_folder):
         with model.trace("The quick brown fox"):
             mlp = model.transformer.h[3].mlp
             mlp.output = mlp.output * 2
-            h = model.transformer.h[4].output
-            model.transformer.h[5].output[:, 0] = 0
+            h = states(model.transformer.h[4])
+            states(model.transformer.h[5])[:, 0] = 0
             with model.output.logits.square().sum().backward():
                 gradient = h.grad.save()
         return [gradient, model.transformer.wte.weight.grad.clone()]

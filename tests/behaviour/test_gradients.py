@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from tests.conftest import hooks_on
+from tests.conftest import hooks_on, states
 from torch import nn
 
 from nnsight import NNsight, OutOfOrderError
@@ -342,7 +342,7 @@ def test_gpt2_in_one_batch(gpt2):
     layers = range(0, 12, 3)
 
     def gradients(trace):
-        hs = [gpt2.transformer.h[i].output for i in layers]
+        hs = [states(gpt2.transformer.h[i]) for i in layers]
         loss = gpt2.output.logits[0, -1].log_softmax(-1)[3]
         with loss.backward():
             for h in reversed(hs):

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_gpt2_folder
+from tests.conftest import make_gpt2_folder, states
 
 from nnsight import LanguageModel
 
 LIMITS = {"The Eiffel Tower is in the city of": 5, "Hello World": 2, "The capital of France is": 3}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "static cache": {"do_sample": False, "cache_implementation": "static"},
-    "no cache": {"do_sample": False, "use_cache": False},
+    "greedy": {"do_sample": False, "suppress_tokens": [0]},
+    "static cache": {"do_sample": False, "cache_implementation": "static", "suppress_tokens": [0]},
+    "no cache": {"do_sample": False, "use_cache": False, "suppress_tokens": [0]},
     "no end": {"do_sample": False, "eos_token_id": -1},  # nothing else ends a row
 }
 
@@ -37,21 +37,21 @@ def test_each_row_is_what_the_prompt_is_alone(model, name):
     with model.generate(**settings) as tracer:
         for prompt, limit in LIMITS.items():
             with tracer.invoke(prompt, max_new_tokens=limit):
-                states, running = [], []
+                seen, running = [], []
                 for _ in tracer.iter[:]:
-                    states.append(model.transformer.h[1].output[0, -1])
+                    seen.append(states(model.transformer.h[1])[0, -1])
                     running.append(model.generator.running)
-                found[prompt] = states, running, tracer.result
+                found[prompt] = seen, running, tracer.result
     longest = max(LIMITS.values())
     for prompt, limit in LIMITS.items():
-        states, running, ids = found[prompt]
+        seen, running, ids = found[prompt]
         with model.generate(prompt, max_new_tokens=limit, **settings) as tracer:
-            alone = [model.transformer.h[1].output[0, -1] for _ in tracer.iter[:]].save()
+            alone = [states(model.transformer.h[1])[0, -1] for _ in tracer.iter[:]].save()
             expected = tracer.result.save()
         new = ids[0, -longest:]
         assert torch.equal(new[:limit], expected[0, -limit:])
         assert (new[limit:] == 0).all()  # padding
-        assert torch.allclose(torch.stack(states[:limit]), torch.stack(alone), atol=1e-4)
+        assert torch.allclose(torch.stack(seen[:limit]), torch.stack(alone), atol=1e-4)
         assert torch.cat(running).tolist() == [True] * limit + [False] * (longest - limit)
 
 
@@ -128,9 +128,10 @@ def test_a_misspelt_setting_is_refused(model, wrong):
 
 
 def test_a_text_that_ends_the_generation_is_found_with_the_models_tokenizer(model):
-    ids = model.generate("Hello World", max_new_tokens=6, do_sample=False)
+    settings = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [0]}
+    ids = model.generate("Hello World", **settings)
     end = model.tokenizer.decode(ids[0, -5])
-    with model.generate("Hello World", max_new_tokens=6, do_sample=False, stop_strings=[end]) as t:
+    with model.generate("Hello World", stop_strings=[end], **settings) as t:
         ended = t.result.save()
     assert ended.shape[1] <= ids.shape[1] - 4
     assert torch.equal(ended, ids[:, : ended.shape[1]])

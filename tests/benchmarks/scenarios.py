@@ -527,20 +527,20 @@ def stored_edit() -> Case:
 
 
 def scan() -> Case:
-    """The shape of one layer, beside the same with torch's own fake tensors."""
+    """The shape of one MLP, beside the same with torch's own fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model, module = wrapped(gpt2), gpt2()
 
     def library() -> Any:
         with model.scan(TOKENS):
-            shape = model.transformer.h[5].output.shape
+            shape = model.transformer.h[5].mlp.output.shape
         return [torch.tensor(shape)]
 
     def raw() -> Any:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             tokens = mode.from_tensor(TOKENS)
-            [seen] = raw_reads(module, tokens, [module.transformer.h[5]])
+            [seen] = raw_reads(module, tokens, [module.transformer.h[5].mlp])
         return [torch.tensor(seen.shape)]
 
     return Case(library, raw)
@@ -571,6 +571,12 @@ def named() -> Any:
     return nnsight.LanguageModel(gpt2())
 
 
+def raw_states(model: Module, blocks: list[Module]) -> list[torch.Tensor]:
+    """What `blocks` put out in one forward; in transformers 4 they put it in a tuple."""
+    seen = raw_reads(model, TOKENS, blocks)
+    return [output[0] for output in seen] if isinstance(seen[0], tuple) else seen
+
+
 def every_resid_post() -> Case:
     model, module = named(), gpt2()
 
@@ -579,7 +585,7 @@ def every_resid_post() -> Case:
             seen = nnsight.save([layer.resid_post for layer in model.layers])
         return seen
 
-    return Case(library, lambda: raw_reads(module, TOKENS, list(module.transformer.h)))
+    return Case(library, lambda: raw_states(module, list(module.transformer.h)))
 
 
 def without_a_head() -> Case:
@@ -596,7 +602,7 @@ def without_a_head() -> Case:
 
     def raw() -> Any:
         handle = module.transformer.h[5].attn.c_proj.register_forward_pre_hook(drop)
-        seen = raw_reads(module, TOKENS, [module.transformer.h[11]])
+        seen = raw_states(module, [module.transformer.h[11]])
         handle.remove()
         return seen
 

@@ -648,7 +648,7 @@ def test_a_function_can_return_it(model):
 
 
 def test_each_step_of_a_generation_is_a_visit(gpt2):
-    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    settings = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     with gpt2.generate("Hello World", **settings) as tracer:
         cache = tracer.cache(modules=["lm_head", "*.mlp"])
         logits = [].save()

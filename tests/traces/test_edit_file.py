@@ -244,12 +244,12 @@ def test_a_language_model_keeps_them_under_its_name(gpt2_folder, tmp_path, monke
     monkeypatch.setenv("NNSIGHT_CACHE_DIR", str(tmp_path))
     model = LanguageModel(gpt2_folder)
     with model.edit(inplace=True):
-        model.transformer.h[0].output[:] = 0
+        model.transformer.h[0].mlp.output[:] = 0
     file = model.export_edits()
     assert file.is_relative_to(tmp_path / "exports")
     again = LanguageModel(gpt2_folder, import_edits=True)
     with again.trace("Hello"):
-        zeros = again.transformer.h[0].output.save()
+        zeros = again.transformer.h[0].mlp.output.save()
     assert not zeros.any()
 
 
@@ -260,13 +260,13 @@ def count_zeros(model, **settings):
     zeros = []
     with model.generate("Hello", max_new_tokens=4, do_sample=False, **settings) as tracer:
         for _ in tracer.iter[:]:
-            zeros.append(not model.transformer.h[0].output.any())
+            zeros.append(not model.transformer.h[0].mlp.output.any())
     return zeros
 
 
 def test_every_step_or_the_first(gpt2):
     def zero(tracer, model):
-        model.transformer.h[0].output[:] = 0
+        model.transformer.h[0].mlp.output[:] = 0
 
     stop = {"eos_token_id": None, "pad_token_id": 0}
     every = gpt2.edit(zero, every_step=True)
@@ -274,17 +274,17 @@ def test_every_step_or_the_first(gpt2):
     unsaid = gpt2.edit(zero, name="unsaid")
     with gpt2.edit() as (tracer, by_itself):
         for _ in tracer.iter[1:3]:
-            gpt2.transformer.h[0].output[:] = 0
+            gpt2.transformer.h[0].mlp.output[:] = 0
     assert count_zeros(every, **stop) == [True] * 4
     assert count_zeros(first, **stop) == [True, False, False, False]
     with pytest.warns(UserWarning, match=r"'unsaid' .* in the first of 4 steps only"):
         assert count_zeros(unsaid, **stop) == [True, False, False, False]
     assert count_zeros(by_itself, **stop) == [False, True, True, False]
     with every.trace("Hello"):
-        value = every.transformer.h[0].output.save()
+        value = every.transformer.h[0].mlp.output.save()
     assert not value.any()
     with unsaid.trace("Hello"):
-        value = unsaid.transformer.h[0].output.save()
+        value = unsaid.transformer.h[0].mlp.output.save()
     assert not value.any()
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from nnsight import LanguageModel, NNsight
 from tests.behaviour.small import Network
-from tests.conftest import hooks_on
+from tests.conftest import hooks_on, states
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -194,10 +194,38 @@ def test_a_skeleton():
     assert all(type(p) is nn.Parameter and p.is_meta for p in model._module.parameters())
 
 
+class Table(nn.Module):
+    """A layer beside a table that is no row's, and is as long as a batch may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shown = nn.Linear(4, 3), nn.Identity()
+        self.register_buffer("table", torch.ones(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.shown(self.table).sum(0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_table_as_long_as_the_batch_is_not_split(device):
+    """The model has to be run again to tell, with a copy of its buffers."""
+    with torch.device(device):
+        network = Table()
+    table = network.table
+    model = NNsight(network)
+    with model.scan() as tracer:
+        with tracer.invoke(X[:1]):
+            one, whole = model.layer.output.shape, model.shown.output.shape
+        with tracer.invoke(X):
+            two = model.layer.output.shape
+    assert (one, two, whole) == ((1, 3), (2, 3), (3, 3))
+    assert network.table is table and type(table) is torch.Tensor and table.device.type == device
+
+
 def test_a_language_model_before_its_weights(gpt2_folder):
     model = LanguageModel(gpt2_folder)
     with model.scan("Hello"):
-        dim = model.transformer.h[0].output.shape[-1]
+        dim = states(model.transformer.h[0]).shape[-1]
         logits = model.output.logits.shape
     ids = model.tokenizer("Hello")["input_ids"]
     assert dim == 48 and logits == (1, len(ids), 400)
@@ -216,18 +244,18 @@ def test_a_language_model_before_its_weights(gpt2_folder):
 def test_an_edited_view_shares_the_weights(gpt2_folder):
     model = LanguageModel(gpt2_folder)
     with model.edit() as edited:
-        model.transformer.h[0].output[:] = 0
+        states(model.transformer.h[0])[:] = 0
     layer = edited.transformer.h[3]
     with edited.scan("Hello"):
-        shape = edited.transformer.h[0].output.shape
+        shape = states(edited.transformer.h[0]).shape
     assert shape[-1] == 48 and not edited.dispatched
     with edited.trace("Hello"):
-        zeros = edited.transformer.h[0].output.save()
+        zeros = states(edited.transformer.h[0]).save()
     assert not zeros.any()
     assert edited.dispatched and model.dispatched and edited._module is model._module
     assert layer._module is model.transformer.h[3]._module
     with model.trace("Hello"):
-        value = model.transformer.h[0].output.save()
+        value = states(model.transformer.h[0]).save()
     assert value.any()
 
 

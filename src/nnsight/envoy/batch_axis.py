@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn import Module
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nnsight import nested
 from nnsight.capture.traceback import warn
@@ -83,7 +84,8 @@ def _twin(module: Module) -> Module:
         for key, hook in (*inner._forward_hooks.items(), *inner._forward_pre_hooks.items()):
             if not isinstance(key, tuple) and not collects(hook):
                 raise TypeError("it has hooks of its own, which would be called once more")
-    return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
+    with _disable_current_modes():  # in a scan a copy would not be of the kind of the original
+        return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
 
 
 def _cuda_devices(module: Module) -> list[int]:
