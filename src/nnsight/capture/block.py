@@ -99,6 +99,7 @@ class Block:
     cls: str | None  # the class around it, for `self.__private`
     body: list[ast.stmt]  # rewritten
     only_asks: bool = False  # it only keeps values, and asks for them ahead
+    wrapped: bool = False  # a user's own manager stands between, and gives the `as` target
     shared: frozenset[str] = frozenset()  # names whose reads go through `await_name`
     variants: dict[frozenset[str], Block] = field(default_factory=dict[frozenset[str], "Block"])
 
@@ -289,8 +290,14 @@ def _statements(site: Site, wrapped: bool) -> tuple[list[ast.stmt], frozenset[st
     return [bind, *body], frozenset(names_of([bind]).bound)
 
 
-def compile_block(site: Site, outer: Outer, wrapped: bool) -> Block:
+def compile_block(site: Site, outer: Outer, wrapped: bool, cls: str | None = None) -> Block:
     """The block of `site`, which stands in the code `outer`.
+
+    Args:
+        site: the `with` statement.
+        outer: the code that it stands in.
+        wrapped: whether a user's own manager stands between, and gives the `as` target its value.
+        cls: the class around it, where the text does not show it.
 
     Raises:
         SyntaxError: the body holds what may not stand in a block.
@@ -300,9 +307,10 @@ def compile_block(site: Site, outer: Outer, wrapped: bool) -> Block:
     names = names_of(body)
     if outer.first_argument is not None and "__class__" in names.mentioned:
         names.mentioned.add(outer.first_argument)
-    cls = _enclosing_class(site) if _has_private(body, site.text) else None
+    if cls is None and _has_private(body, site.text):
+        cls = _enclosing_class(site)
     rewrite = Rewrite(outer.first_argument)
     body = [rewrite.visit(statement) for statement in body]
     code, bound, only_asks = _compile(site, outer, cls, body, names)
     adopt(code, site.lines, body)
-    return Block(code, site, names, bound, target, outer, cls, body, only_asks)
+    return Block(code, site, names, bound, target, outer, cls, body, only_asks, wrapped)

@@ -53,6 +53,16 @@ def branching_target(filename: str, lineno: int) -> WithBlockNotFoundError:
     )
 
 
+def not_a_block(filename: str, lineno: int) -> SyntaxError:
+    """A text that is said to be a `with` statement, and is none."""
+    return SyntaxError(f"{filename}, line {lineno}: what came for a block is no `with` statement")
+
+
+def not_a_definition(filename: str, lineno: int, name: str) -> SyntaxError:
+    """A text that is said to define something, and does not."""
+    return SyntaxError(f"{filename}, line {lineno}: what came for `{name}` does not define it")
+
+
 def no_tool() -> RuntimeError:
     """Python 3.12 and newer have six ids for tools like ours, and other tools hold them all."""
     return RuntimeError(

@@ -53,6 +53,9 @@ class Saves:
     def __contains__(self, value: object) -> bool:
         return id(value) in self._kept
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter([entry.value for entry in self._kept.values()])
+
     def add(self, value: Any, place: Place | None = None, by: object = None) -> None:
         """Keep `value`.
 

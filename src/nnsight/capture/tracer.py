@@ -175,6 +175,7 @@ class Tracer:
         self.scope: Scope | None = None  # the block's variables, from enter to the end of the run
         self.inner: list[Scope] = []  # scopes of blocks that this one opened in its own frame
         self.entering: tuple[FrameType, int, _Found] | None = None  # until it is entered
+        self.received: dict[str, Any] | None = None  # what a run elsewhere gave, by name
         self._undo: Undo | None = None
         self._wrapped = False
 
@@ -265,19 +266,48 @@ class Tracer:
         outermost = saving.saves.get() is None
         token: Token[Saves | None] | None = saving.saves.set(Saves()) if outermost else None
         try:
+            self._run_and_hand_back(outermost)
+        finally:
+            if token is not None:
+                saving.saves.reset(token)
+
+    def _run_and_hand_back(self, outermost: bool) -> None:
+        try:
             self.backend(self)
         except BaseException as error:
             saved = self.results(only_saved=True)
             _attach(error, {n: v for n, v in saved.items() if not isinstance(v, Tracer)})
             raise
-        else:
-            self.hand_back(outermost)
+        self.hand_back(outermost)
+
+    def run_apart(self, scope: Scope, saves: Saves) -> dict[str, Any]:
+        """Run a block whose `with` stands in another process.
+
+        Args:
+            scope: its variables.
+            saves: takes what it saves.
+
+        Returns:
+            What is to be bound there.
+
+        Raises:
+            BaseException: what the block raises, with `saved` on it.
+        """
+        self.scope = scope
+        token = saving.saves.set(saves)
+        try:
+            self._run_and_hand_back(outermost=True)
+            return self.results(only_saved=True)
+        except BaseException as failure:
+            raise traceback.clean(failure)  # noqa: B904
         finally:
-            if token is not None:
-                saving.saves.reset(token)
+            saving.saves.reset(token)
+            self.release()
 
     def results(self, only_saved: bool) -> dict[str, Any]:
         """The names that return to the caller: in an inner block all, otherwise the saved ones."""
+        if self.received is not None:
+            return self.received
         saves, values = saving.saves.get(), dict[str, Any]()
         scopes = [scope for scope in (self.scope, *self.inner) if scope is not None]
         # the outer block's statements hold those of the inner ones, and their declarations
@@ -294,7 +324,7 @@ class Tracer:
         assert self.scope is not None
         values, saves = self.results(only_saved=outermost), saving.saves.get()
         self.scope.push(values)
-        if outermost and saves is not None:
+        if outermost and saves is not None and self.received is None:
             saves.warn_changed(values)
             names = [] if saves else saving.unsaved([self.scope, *self.inner])
             if names := [name for name in names if name not in values]:

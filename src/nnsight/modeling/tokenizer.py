@@ -49,6 +49,11 @@ class LazyTokenizer:
         self._read_here = False
         self._failure: errors.LoadError | None = None
 
+    @property
+    def known(self) -> Any:
+        """The tokenizer, if it is there already."""
+        return self._tokenizer
+
     def get(self) -> Any:
         """The tokenizer, or None if the model has none.
 

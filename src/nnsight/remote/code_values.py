@@ -1,0 +1,340 @@
+"""Functions, classes and modules as data: by name where the other side has them, else by source.
+
+What is installed travels as its name. What is the user's own travels as its text, with the values
+that it takes from around it: defaults, closures, the names of its module that it looks up.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any
+
+from nnsight.capture import portable_code
+from nnsight.capture.portable import globals_named
+from nnsight.capture.portable_code import CodeText
+from nnsight.remote.errors import PayloadError
+from nnsight.remote.values import Node, Reader, Value, Writer
+
+IsLocal = Callable[[ModuleType], bool]
+
+
+def text_node(text: CodeText) -> Node:
+    return [text.name, text.filename, text.lineno, text.text, text.flags, list(text.free)]
+
+
+def text_from(node: Node) -> CodeText:
+    name, filename, lineno, text, flags, free = node
+    return CodeText(name, filename, lineno, text, flags, tuple(free))
+
+
+@dataclass
+class CodeWriter:
+    """Writes what a block's code is made of.
+
+    Args:
+        is_local: whether a module is the user's own, and travels by source.
+    """
+
+    is_local: IsLocal
+    modules: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])  # by source
+    imported: dict[str, str] = field(default_factory=dict[str, str])  # by name, and what needs it
+    _namespaces: dict[int, tuple[int, dict[str, Value]]] = field(
+        default_factory=dict[int, tuple[int, dict[str, Value]]]
+    )
+
+    def __call__(self, value: Any, writer: Writer) -> Node | None:
+        if isinstance(value, FunctionType):
+            return self._function(value, writer)
+        if isinstance(value, type):
+            return self._class(value, writer)
+        if isinstance(value, ModuleType):
+            return self._module(value, writer)
+        return None
+
+    # --- by name ----------------------------------------------------------------------------------
+
+    def _is_own(self, value: Any) -> bool:
+        """Whether a function or class is the user's own."""
+        module = sys.modules.get(value.__module__ or "")
+        if module is None or "<locals>" in value.__qualname__ or value.__name__ == "<lambda>":
+            return True
+        return module.__name__ == "__main__" or self.is_local(module) or not _leads_to(value)
+
+    def _by_name(self, value: Any, writer: Writer) -> Node:
+        self._needs(value.__module__, writer)
+        return writer.name(value)
+
+    def _needs(self, module: str, writer: Writer) -> None:
+        self.imported.setdefault(module.partition(".")[0], writer.place())
+
+    # --- by source --------------------------------------------------------------------------------
+
+    def _function(self, function: FunctionType, writer: Writer) -> Node:
+        if not self._is_own(function):
+            return self._by_name(function, writer)
+        text = portable_code.text_of_function(function)
+        if text is None:
+            raise writer.refused(
+                function,
+                "its source is kept nowhere",
+                "Define it in a file or a notebook cell, with a `def` of its own.",
+            )
+        cells = zip(text.free, function.__closure__ or (), strict=True)
+        return [
+            "function",
+            text_node(text),
+            function.__qualname__,
+            self.namespace(
+                function.__module__ or "__main__",
+                function.__globals__,
+                globals_named(function.__code__),
+                writer,
+            ),
+            [[name, writer.value(cell, f".{name}")] for name, cell in cells],
+            writer.value(function.__defaults__),
+            writer.value(function.__kwdefaults__),
+            writer.value(vars(function) or None),
+            function.__doc__,
+        ]
+
+    def namespace(
+        self, module: str, names: dict[str, Any], needed: Iterable[str], writer: Writer
+    ) -> Value:
+        """The variables of a module that code looks up; one for all code of that module."""
+        known = self._namespaces.get(id(names))
+        if known is None:
+            known = len(writer.nodes), {}
+            self._namespaces[id(names)] = known
+            writer.nodes.append(["namespace", module, known[1]])
+        index, written = known
+        for name in sorted(set(needed)):
+            if name in names and name not in written:
+                written[name] = None
+                written[name] = writer.value(names[name], f": {name}")
+        return [index]
+
+    def _class(self, cls: type, writer: Writer) -> Node:
+        if not self._is_own(cls):
+            return self._by_name(cls, writer)
+        text = portable_code.text_of_class(cls)
+        if text is None:
+            fields = getattr(cls, "_fields", None)
+            if fields is not None and issubclass(cls, tuple):
+                defaults = writer.value(getattr(cls, "_field_defaults", {}))
+                return ["named tuple", cls.__name__, list(fields), defaults, cls.__module__]
+            raise writer.refused(
+                cls,
+                "its source is kept nowhere",
+                "Define it in a file or a notebook cell, with a `class` statement of its own.",
+            )
+        functions = portable_code.functions_of(cls)
+        names = _module_names(cls, functions)
+        first = portable_code.needed_at_once(text)
+        free = {n: c for f in functions for n, c in _closure(f) if n in text.free}
+        lost = [n for n in first if n not in names and n not in free and not hasattr(builtins, n)]
+        if lost:
+            raise writer.refused(
+                cls,
+                f"its statement uses `{lost[0]}`, a variable of the function around it",
+                "Move the class to the top of the file.",
+            )
+        later = portable_code.names_of_class(text)
+        return [
+            "class",
+            text_node(text),
+            cls.__qualname__,
+            cls.__module__,
+            self.namespace(cls.__module__, names, (), writer),
+            [writer.value(base) for base in cls.__bases__],
+            [[n, writer.value(names[n], f": {n}")] for n in first if n in names],
+            [[n, writer.value(value)] for n, value in free.items()],
+            self.namespace(cls.__module__, names, later, writer),
+        ]
+
+    def _module(self, module: ModuleType, writer: Writer) -> Node:
+        name = module.__name__
+        if name == "__main__":
+            raise writer.refused(
+                module, "it is the script that runs", "Name what you need of it instead."
+            )
+        if self.is_local(module):
+            self._take(module, writer)
+        else:
+            self._needs(name, writer)
+        return ["module", name]
+
+    def _take(self, module: ModuleType, writer: Writer) -> None:
+        """Take the source of a module along, and of those of the user's own that it imports."""
+        if module.__name__ in self.modules:
+            return
+        text = _source(module)
+        if text is None:
+            raise writer.refused(module, "its source is kept nowhere")
+        package = hasattr(module, "__path__")
+        self.modules[module.__name__] = [getattr(module, "__file__", ""), text, package]
+        for name in imports_of(text, module.__name__, package):
+            parents = [name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)]
+            for each in reversed(parents):
+                found = sys.modules.get(each)
+                if found is not None and self.is_local(found):
+                    self._take(found, writer)
+                elif found is not None:
+                    self._needs(each, writer)
+
+
+def _leads_to(value: Any) -> bool:
+    """Whether the name of `value` leads to it."""
+    try:
+        return resolve(value.__module__, value.__qualname__) is value
+    except (ImportError, AttributeError):
+        return False
+
+
+def _closure(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+
+
+def _module_names(cls: type, functions: list[FunctionType]) -> dict[str, Any]:
+    if functions:
+        return functions[0].__globals__
+    module = sys.modules.get(cls.__module__)
+    return {} if module is None else vars(module)
+
+
+def _source(module: ModuleType) -> str | None:
+    loader = getattr(module, "__loader__", None)
+    try:
+        return loader.get_source(module.__name__)  # type: ignore[union-attr]
+    except (AttributeError, ImportError, OSError):
+        return None
+
+
+def imports_of(text: str, name: str, package: bool) -> list[str]:
+    """The modules that a module's text imports, by their whole names."""
+    found: list[str] = []
+    here = name if package else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = here.split(".")[: here.count(".") + 2 - node.level]
+                base = ".".join([*above, *([base] if base else [])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def resolve(module: str, qualname: str) -> Any:
+    """The object that a name leads to; this imports its module."""
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def objects(module: str, qualname: str) -> Any:
+    """The class or function of a name.
+
+    Raises:
+        PayloadError: this side does not have it.
+    """
+    try:
+        return resolve(module, qualname)
+    except ImportError as error:
+        raise PayloadError(
+            f"The block uses `{module}.{qualname}`, and this side has no such module ({error})."
+        ) from error
+    except AttributeError as error:
+        raise PayloadError(
+            f"The block uses `{module}.{qualname}`, which this side's version of `{module}` lacks."
+        ) from error
+
+
+@dataclass
+class CodeReader:
+    """Reads what `CodeWriter` wrote.
+
+    Args:
+        show: told each text that is compiled, so that errors can show its lines.
+    """
+
+    show: Callable[[str, int, str], None]
+
+    def makers(self) -> dict[str, Callable[[Node, Reader], Any]]:
+        return {
+            "function": self._function,
+            "namespace": self._namespace,
+            "class": self._class,
+            "named tuple": self._named_tuple,
+            "module": self._module,
+        }
+
+    def _namespace(self, rest: Node, reader: Reader) -> dict[str, Any]:
+        module, names = rest
+        found: dict[str, Any] = {"__name__": module, "__builtins__": builtins}
+
+        def fill() -> None:
+            for name, value in names.items():
+                found.setdefault(name, reader.value(value))
+
+        reader.later(fill)
+        return found
+
+    def _function(self, rest: Node, reader: Reader) -> FunctionType:
+        node, qualname, namespace, closure, defaults, keywords, attributes, doc = rest
+        text = text_from(node)
+        self.show(text.filename, text.lineno, text.text)
+        cells = {name: reader.value(cell) for name, cell in closure}
+        function = portable_code.function_of(text, reader.value(namespace), cells, qualname)
+        function.__doc__ = doc
+
+        def fill() -> None:
+            function.__defaults__ = reader.whole(defaults)
+            function.__kwdefaults__ = reader.whole(keywords)
+            function.__dict__.update(reader.whole(attributes) or {})
+
+        reader.later(fill)
+        return function
+
+    def _class(self, rest: Node, reader: Reader) -> type:
+        node, qualname, module, namespace, bases, first, free, _ = rest
+        text = text_from(node)
+        self.show(text.filename, text.lineno, text.text)
+        names = reader.value(namespace)
+        names["__name__"] = module
+        for name, value in first:
+            names[name] = reader.whole(value)
+        given = {name: reader.whole(value) for name, value in free}
+        found = portable_code.class_of(
+            text, tuple(reader.whole(base) for base in bases), names, given, qualname
+        )
+        return found
+
+    def _named_tuple(self, rest: Node, reader: Reader) -> type:
+        import collections
+
+        name, fields, defaults, module = rest
+        last = list(reader.whole(defaults).values())
+        return collections.namedtuple(name, fields, defaults=last, module=module)  # type: ignore[return-value]
+
+    def _module(self, rest: Node, reader: Reader) -> ModuleType:
+        try:
+            return importlib.import_module(rest[0])
+        except ImportError as error:
+            raise PayloadError(
+                f"The block uses the module `{rest[0]}`, which this side does not have ({error})."
+            ) from error

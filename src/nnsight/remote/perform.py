@@ -1,0 +1,151 @@
+"""Run a block that came over the wire, here: what a server's worker and `remote="local"` do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nnsight.capture.traceback import is_hidden
+from nnsight.remote import payload, wire
+from nnsight.remote.context import serving
+from nnsight.remote.errors import NotSendableError, PayloadError, RemoteError
+from nnsight.remote.messages import Failure, Line, Warned
+from nnsight.remote.model import Remotable
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a block ended.
+
+    `result` has the saved values, as a message of the wire; after an error those saved until then.
+    """
+
+    result: bytes | bytearray | None
+    failure: Failure | None = None
+
+
+def perform(body: Any, model: Remotable, say: Say, compress: bool = True) -> Outcome:
+    """Run the block of a message beside `model`.
+
+    Whatever goes wrong in it is in the outcome. What may not be caught (the end of the process, an
+    interrupt from outside) is not.
+
+    Args:
+        body: the message, as `payload.write` made it.
+        model: the model that it is for, with its weights.
+        say: is given what the block prints, as it prints it.
+        compress: whether to shrink the result.
+    """
+    warned: list[Warned] = []
+    phase = "read"
+    try:
+        with _printing(say), _warnings(warned), serving(), payload.arrived(body, model) as arrived:
+            phase = "run"
+            names, failure = _run(arrived)
+            phase = "send"
+            pieces = payload.write_result(names, arrived, model, warned, compress)
+            return Outcome(wire.join(pieces), failure)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return Outcome(None, failure_of(error, phase))
+
+
+def _run(arrived: payload.Arrived) -> tuple[dict[str, Any], Failure | None]:
+    try:
+        return arrived.run(), None
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        saved = dict(getattr(error, "saved", {}))
+        return saved, failure_of(error, "run")
+
+
+def failure_of(error: BaseException, phase: str) -> Failure:
+    """An error as data: its type, its text, and the user's lines that it came through."""
+    kind = type(error)
+    try:
+        message = str(error)
+    except Exception as broken:  # an error that cannot say what it is
+        message = f"(its text cannot be had: {type(broken).__name__})"
+    frames = [
+        Line(f.filename, f.lineno or 0, f.name, f.line or "")
+        for f in traceback.extract_tb(error.__traceback__)
+        if not is_hidden(f.filename) and not _is_ours(f.filename) and phase == "run"
+    ]
+    told = isinstance(error, (RemoteError, NotSendableError, PayloadError))
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return Failure(
+        kind.__qualname__,
+        message,
+        kind.__module__,
+        frames[-20:],
+        [str(note) for note in getattr(error, "__notes__", ())],
+        phase,
+        None if cause is None or told else failure_of_cause(cause, phase),
+    )
+
+
+def failure_of_cause(error: BaseException, phase: str) -> Failure:
+    """What led to an error, without what led to that."""
+    whole = failure_of(error, phase)
+    whole.cause = None
+    return whole
+
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((os.path.join(_HERE, ""), "<frozen"))
+
+
+class _Lines(io.TextIOBase):
+    """A stream that hands on whole lines as they are written, and the rest at the end."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._rest = say, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        whole, newline, self._rest = (self._rest + text).rpartition("\n")
+        if newline:
+            self._say(whole + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        rest, self._rest = self._rest, ""
+        if rest:
+            self._say(rest)
+
+
+@contextlib.contextmanager
+def _printing(say: Say) -> Iterator[None]:
+    """What is printed goes to `say`."""
+    before, lines = sys.stdout, _Lines(say)
+    sys.stdout = lines  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        lines.flush()
+
+
+@contextlib.contextmanager
+def _warnings(warned: list[Warned]) -> Iterator[None]:
+    """Warnings are taken down, to be given where the block was written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+
+        def take(message: Any, category: Any, filename: str, lineno: int, *more: Any) -> None:
+            warned.append(Warned(str(message), category.__name__, filename, lineno))
+
+        warnings.showwarning = take
+        yield
