@@ -222,8 +222,6 @@ def cache(subject: Subject) -> None:
 
 def names(subject: Subject) -> str | None:
     """The standard names, held to what must be true of them."""
-    if not subject.has_text:
-        raise NotThere("it reads no text")
     report = subject.model.check_names()
     found = {finding.name for finding in report.findings if finding.layers}
     if "resid_post" not in found:

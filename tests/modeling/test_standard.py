@@ -80,8 +80,7 @@ WITHOUT_KERNEL = {
     "falcon-alibi",  # its two kernels differ in transformers: it scales ALiBi in one only
 }
 OLD = transformers.__version__.startswith("4.")
-# the kernel of ModernBERT in 4.57 is in a table of its own
-PATTERNED = [f for f in ONE_STACK if f != "mamba" and not (OLD and f == "modernbert")]
+PATTERNED = [f for f in ONE_STACK if f != "mamba"]
 EXPERTS = ("gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "jamba")
 
 

@@ -11,11 +11,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from nnsight.modeling.encoders import (
+    BART,
+    BART_DECODER,
+    BERT,
+    CLIP,
+    CLIP_BOTH,
+    DINO,
+    DISTILBERT,
+    MBART,
+    MBART_DECODER,
+    MODERNBERT,
+    SWITCH,
+    SWITCH_DECODER,
+    T5,
+    T5_DECODER,
+    VIT,
+    XGLM,
+)
 from nnsight.modeling.family import (
     BETWEEN,
     BLOCKS,
     BY_GROUP,
     BY_HEAD,
+    GATED,
     ODD,
     OWN,
     PARALLEL,
@@ -35,11 +54,13 @@ _GEMMA = replace(
     attn_norm="post_attention_layernorm",
     mlp_norm="post_feedforward_layernorm",
 )
+_GATED = replace(_MIXTRAL, joined=GATED)
 _GPT2 = Family(
     layers="h",
     norm="ln_f",
     attn="attn",
-    q="c_attn",
+    cross="crossattention",
+    q="q_attn|c_attn",
     k="c_attn",
     v="c_attn",
     joined=BLOCKS,
@@ -48,8 +69,31 @@ _GPT2 = Family(
     mid="ln_2.input",
     router="",
 )
+_GPT = replace(_GPT2, cross="", mid="ln_1.output", order=POST, attn_norm="ln_1", mlp_norm="ln_2")
+_GPT_NEO = replace(
+    _GPT2,
+    cross="",
+    attn="attn.attention",
+    q="q_proj",
+    k="k_proj",
+    v="v_proj",
+    joined=OWN,
+    out="out_proj",
+)
+_MPT = Family(
+    layers="blocks",
+    norm="norm_f",
+    attn="attn",
+    **dict.fromkeys(("q", "k", "v"), "Wqkv"),
+    joined=BLOCKS,
+    out="out_proj",
+    mlp="ffn",
+    mid="norm_2.input",
+    router="",
+)
 _GPTJ = replace(
     _GPT2,
+    cross="",
     q="q_proj",
     k="k_proj",
     v="v_proj",
@@ -60,51 +104,6 @@ _GPTJ = replace(
     mid="",
     order=PARALLEL,
 )
-_BERT = Family(
-    layers="encoder.layer",
-    norm="",
-    attn="attention",
-    cross="crossattention",
-    q="self.query",
-    k="self.key",
-    v="self.value",
-    out="output.dense",
-    kernel="self",
-    mlp="",
-    down="output.dense",
-    router="",
-    mid="attention.output",
-    order=POST,
-    attn_norm="attention.output.LayerNorm",
-    mlp_norm="output.LayerNorm",
-)
-_DISTILBERT = replace(
-    _BERT,
-    layers="transformer.layer",
-    q="q_lin",
-    k="k_lin",
-    v="v_lin",
-    out="out_lin",
-    cross="",
-    kernel="",
-    mlp="ffn",
-    down="lin2",
-    mid="sa_layer_norm.output",
-    attn_norm="sa_layer_norm",
-    mlp_norm="output_layer_norm",
-)
-_MODERNBERT = Family(
-    norm="final_norm",
-    attn="attn",
-    q="Wqkv",
-    k="Wqkv",
-    v="Wqkv",
-    joined=BLOCKS,
-    out="Wo",
-    down="Wo",
-    mid="mlp_norm.input",
-    router="",
-)
 _MAMBA = Family(norm="norm_f", attn="", mlp="", down="", mid="", router="", order=ODD)
 _JAMBA = replace(
     _LLAMA,
@@ -113,55 +112,6 @@ _JAMBA = replace(
     mid="pre_ff_layernorm.input",
     router="feed_forward.router",
 )
-_T5 = Family(
-    layers="encoder.block",
-    norm="encoder.final_layer_norm",
-    stack="encoder",
-    attn="layer.0.SelfAttention",
-    q="q",
-    k="k",
-    v="v",
-    out="o",
-    mlp="layer.1.DenseReluDense",
-    down="wo",
-    router="",
-    mid="layer.1.input",
-)
-_T5_DECODER = replace(
-    _T5,
-    layers="decoder.block",
-    norm="decoder.final_layer_norm",
-    stack="decoder",
-    cross="layer.1.EncDecAttention",
-    mlp="layer.2.DenseReluDense",
-    mid="layer.2.input",
-)
-_BART = Family(
-    layers="encoder.layers",
-    norm="encoder.layer_norm",
-    stack="encoder",
-    out="out_proj",
-    mlp="",
-    down="fc2",
-    router="",
-    mid="self_attn_layer_norm.output",
-    order=POST,
-    attn_norm="self_attn_layer_norm",
-    mlp_norm="final_layer_norm",
-    heads="encoder_attention_heads",
-)
-_BART_DECODER = replace(
-    _BART,
-    layers="decoder.layers",
-    norm="decoder.layer_norm",
-    stack="decoder",
-    cross="encoder_attn",
-    cross_norm="encoder_attn_layer_norm",
-    mid="encoder_attn_layer_norm.output",
-    heads="decoder_attention_heads",
-)
-
-
 _FUSED = dict.fromkeys(("q", "k", "v"), "query_key_value")
 _NEOX = Family(
     **_FUSED,
@@ -175,6 +125,10 @@ _NEOX = Family(
 _BLOOM = replace(_NEOX, layers="h", norm="ln_f", attn="self_attention")
 _PHI = replace(
     _LLAMA, norm="final_layernorm", out="dense", down="fc2", mid="", order=PARALLEL, router=""
+)
+_COHERE = replace(_LLAMA, mid="", order=PARALLEL, router="")
+_GLM4 = replace(
+    _LLAMA, order=BETWEEN, attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"
 )
 _PHI3 = replace(_LLAMA, q="qkv_proj", k="qkv_proj", v="qkv_proj", joined=BLOCKS)
 _OLMO2 = replace(
@@ -206,6 +160,31 @@ def _bloom(config: Any) -> Family:
     return replace(_BLOOM, mid="", order=ODD) if normed_first else _BLOOM
 
 
+def _granite(config: Any) -> Family:
+    family = replace(_MIXTRAL, router=f"{_MIXTRAL.router}|block_sparse_moe.router")
+    return family if config.residual_multiplier == 1 else replace(family, order=ODD)  # it scales
+
+
+def _gpt_bigcode(config: Any) -> Family:
+    return replace(_GPT2, cross="", joined=BLOCKS if config.multi_query else BY_HEAD)
+
+
+_ONE_BY_ONE = "its experts are chosen one by one, each by a softmax over the scores near the best"
+_LATENT = (
+    "keys and values are unfolded from a latent that all heads share, so no projection has those "
+    "of one head; `attn.k_rot` are the keys as they are compared"
+)
+_EACH_BY_ITSELF = "each expert has a score of its own, a sigmoid, so they are no probabilities"
+
+
+def _deepseek(config: Any) -> Family:
+    lacks = {"attn.k": _LATENT, "attn.v": _LATENT}
+    if config.model_type == "deepseek_v3":
+        lacks |= {"router.probs": _EACH_BY_ITSELF}
+    width, v_width = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    return replace(_LLAMA, q="q_proj|q_b_proj", width=width, v_width=v_width, lacks=lacks)
+
+
 def _falcon(config: Any) -> Family:
     if config.new_decoder_architecture:
         return replace(_BLOOM, joined=BY_GROUP, mid="", order=PARALLEL)
@@ -232,13 +211,33 @@ def _opt(config: Any) -> Family:
 
 FAMILIES: dict[str, Entry] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "ministral"), _LLAMA),
+    **dict.fromkeys(("glm", "nemotron", "smollm3"), _LLAMA),
+    "phimoe": replace(_MIXTRAL, lacks={"router.probs": _ONE_BY_ONE}),
+    "starcoder2": replace(_LLAMA, down="c_proj"),
+    "glm4": _GLM4,
+    **dict.fromkeys(("cohere", "cohere2"), _COHERE),
+    **dict.fromkeys(("granite", "granitemoe"), _granite),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe"), _MIXTRAL),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
     **dict.fromkeys(("olmo2", "olmo3"), _OLMO2),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
-    **dict.fromkeys(("t5", "mt5", "umt5"), (_T5, _T5_DECODER)),
-    "bart": (_BART, _BART_DECODER),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "roformer"), BERT),
+    **dict.fromkeys(("t5", "mt5", "umt5"), (T5, T5_DECODER)),
+    **dict.fromkeys(("bart", "marian"), (BART, BART_DECODER)),
+    **dict.fromkeys(("mbart", "pegasus", "whisper"), (MBART, MBART_DECODER)),
+    **dict.fromkeys(("clip", "siglip"), CLIP_BOTH),
+    **{f"{kind}_{part}_model": CLIP for kind in ("clip", "siglip") for part in ("text", "vision")},
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _deepseek),
+    "switch_transformers": (SWITCH, SWITCH_DECODER),
+    "qwen3_next": _GATED,
+    "vit": VIT,
+    "dinov2": DINO,
+    "xglm": XGLM,
+    "biogpt": replace(XGLM, pattern=""),
+    "gpt_neo": _GPT_NEO,
+    "openai-gpt": _GPT,
+    "mpt": _MPT,
     "gpt2": _GPT2,
+    "gpt_bigcode": _gpt_bigcode,
     "gptj": _GPTJ,
     "gpt_neox": _gpt_neox,
     "bloom": _bloom,
@@ -247,8 +246,8 @@ FAMILIES: dict[str, Entry] = {
     "phi": _PHI,
     "phi3": _PHI3,
     "stablelm": _stablelm,
-    "distilbert": _DISTILBERT,
-    "modernbert": _MODERNBERT,
+    "distilbert": DISTILBERT,
+    "modernbert": MODERNBERT,
     "mamba": _MAMBA,
     "jamba": _JAMBA,
 }

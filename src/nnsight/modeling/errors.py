@@ -206,6 +206,13 @@ def no_such_name(name: str, reason: str) -> NoSuchName:
     )
 
 
+def other_heads(found: int, count: int, width: int) -> NoSuchName:
+    return NoSuchName(
+        f"What should be {count} heads of width {width}, by the config, is {found} wide: there is "
+        "something else in it. docs/standard-names.md says how to add a family."
+    )
+
+
 def lacking(name: str, kind: str, stack: str, others: Sequence[int]) -> NoSuchName:
     """A part that this layer does not have, and perhaps others do."""
     if others:

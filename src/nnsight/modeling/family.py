@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch.nn import Module, ModuleList
 
 PRE, POST, BETWEEN, PARALLEL, ODD = "pre", "post", "between", "parallel", "odd"
 ORDERS = (PRE, POST, BETWEEN, PARALLEL, ODD)
 OWN, BLOCKS, BY_HEAD, BY_GROUP = "own", "blocks", "by head", "by group"
+GATED = "gated"  # each of its own, and a head's queries have a gate of its output behind them
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,17 @@ class Family:
 
     layers: str = "layers"  # the list of layers
     norm: str = "norm"  # after the last layer
-    stack: str = ""  # "encoder" or "decoder", where a model has both
+    stack: str = ""  # "encoder", "decoder": where a model has several, as the path starts
     attn: str = "self_attn"
     cross: str = ""  # the attention to another stack
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"
-    joined: str = OWN  # q, k, v: of a projection each, or how one projection holds all three
+    joined: str = OWN  # q, k, v: of a projection each, or how one projection holds several
     out: str = "o_proj"  # the projection behind the heads
     kernel: str = ""  # the module whose forward computes attention, where it is not `attn`
     pattern: str = ""  # a value that is the pattern, where no call in that forward gives it
-    mlp: str = "mlp"  # "" if its parts are on the layer itself
+    mlp: str = "mlp"  # its parts are on the layer itself if it is not there
     down: str = "down_proj"  # the projection that ends the MLP: what goes in is its activation
     router: str = "mlp.router|mlp.gate|block_sparse_moe.gate"
     mid: str = "post_attention_layernorm.input"  # the stream between attention and MLP
@@ -43,6 +46,10 @@ class Family:
     cross_norm: str = ""
     mlp_norm: str = ""
     heads: str = "num_attention_heads"  # how many heads, as the config calls it
+    width: int = 0  # of a head's queries and keys, where no config says it as others do
+    v_width: int = 0  # of its values, where that is another
+    # why it has none of a name, "attn.k"
+    lacks: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -105,7 +112,7 @@ def guessed(root: Module) -> tuple[str, Family] | None:
     layer = next((one for one in layers if chosen(one, _ATTN)), layers[0])
     attn, mlp = chosen(layer, _ATTN) or "", chosen(layer, _MLPS) or ""
     attention = at(layer, attn) if attn else None
-    parts = (
+    parts: dict[str, Any] = (
         {part: chosen(attention, names) or "" for part, names in _PARTS.items()}
         if attention
         else {}

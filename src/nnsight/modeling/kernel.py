@@ -24,6 +24,7 @@ from nnsight.interleave import request
 from nnsight.interleave.location import INPUT, OUTPUT, Location
 from nnsight.interleave.request import here
 from nnsight.modeling import errors
+from nnsight.modeling.calls import calls_of, implementation
 from nnsight.modeling.points import Spot, Value, fitting, held
 
 INTERFACE, SDPA, SOFTMAX = "attention_interface", "scaled_dot_product_attention", "softmax"
@@ -43,14 +44,10 @@ def kernel_of(node: Any, name: str) -> tuple[str, Operation]:
     Raises:
         NoSuchName: there is none that is known.
     """
-    calls: dict[str, list[Operation]] = {INTERFACE: [], SDPA: [], SOFTMAX: []}
-    for operation in node.source:
-        callee = operation.op.callee
-        if callee and callee[-1] in calls:
-            calls[callee[-1]].append(operation)
-    fast = implementation(node._module) == "sdpa" or not calls[SOFTMAX]
+    calls = calls_of(node, (INTERFACE, SDPA, SOFTMAX))
+    fast = implementation(node._module) == "sdpa" or SOFTMAX not in calls
     for kind in (INTERFACE, SDPA, SOFTMAX) if fast else (INTERFACE, SOFTMAX):
-        if calls[kind]:  # Falcon has one for each kind of positions
+        if kind in calls:  # Falcon has one for each kind of positions
             alibi = getattr(getattr(node._module, "config", None), "alibi", False)
             return kind, calls[kind][-1 if alibi else 0]
     raise errors.no_kernel(name, type(node._module).__name__)
@@ -61,11 +58,6 @@ def meetable(node: Any) -> None:
     place = Forward(node)
     if here.worker is not None and place.has_source():
         prepare(place)
-
-
-def implementation(module: Any) -> str:
-    """The kernel that a module's config asks for."""
-    return getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
 
 
 def pattern_of(node: Any, name: str) -> Spot:
@@ -115,6 +107,8 @@ class Pattern:
         if self.kind == INTERFACE:
             module, query, key, value, mask, *_ = _bound(args, kwargs)
             rest = {k: v for k, v in kwargs.items() if k not in _NAMES}
+            if "output_attentions" in rest:  # CLIP of 4.57 returns them only if so
+                rest["output_attentions"] = True
             if implementation(module) != "eager":
                 mask = additive(self.name, mask, query, key, _is_causal(module, kwargs))
             return _eager(module)(module, query, key, value, mask, **rest)[1], value

@@ -138,9 +138,30 @@ def _rows() -> int:
     return run.copies * (own.size if run.batch.split and own is not None else run.batch.total)
 
 
-def heads(width: int) -> Look:
-    """`[rows, tokens, heads, width]` of `[rows, tokens, heads * width]`."""
-    return lambda tensor: by_row(tensor).unflatten(-1, (-1, width))
+def heads(width: int, count: int = 0) -> Look:
+    """`[rows, tokens, heads, width]` of `[rows, tokens, heads * width]`.
+
+    Raises:
+        NoSuchName: there are other than `count` heads in it, where that is given.
+    """
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        if count and tensor.shape[-1] != count * width:
+            raise errors.other_heads(tensor.shape[-1], count, width)
+        return by_row(tensor).unflatten(-1, (-1, width))
+
+    return look
+
+
+def first_of_two(width: int, count: int) -> Look:
+    """The first half of what there is of each head, as by `heads`."""
+    both = heads(2 * width, count)
+    return lambda tensor: both(tensor)[..., :width]
+
+
+def each_row(count: int) -> Look:
+    """`[rows, heads, ...]` of a tensor in which a model flattens the two."""
+    return lambda tensor: tensor.unflatten(0, (-1, count)) if tensor.ndim == 3 else tensor
 
 
 def _by_head(part: torch.Tensor) -> torch.Tensor:
@@ -148,21 +169,30 @@ def _by_head(part: torch.Tensor) -> torch.Tensor:
     return part.flatten(-3, -2) if part.ndim > 4 else part
 
 
-def block(which: int, count: int, width: int) -> Look:
-    """q, k or v of a projection that has all of q, then all of k, then all of v."""
+def block(which: int, parts: int, count: int, width: int) -> Look:
+    """One of q, k and v of a projection that has all of q, then all of k, then all of v.
+
+    Args:
+        which: of those that it has.
+        parts: how many of them it has.
+        count: of the heads of q; 0 where it has k and v only.
+        width: of a head.
+    """
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
         by_head = heads(width)(tensor)
-        shared = (by_head.shape[-2] - count) // 2
-        start = (0, count, count + shared)[which]
-        return by_head.narrow(-2, start, shared if which else count)
+        queries = 1 if count else 0
+        shared = (by_head.shape[-2] - count) // (parts - queries)
+        if which < queries:
+            return by_head.narrow(-2, 0, count)
+        return by_head.narrow(-2, count + (which - queries) * shared, shared)
 
     return look
 
 
-def of_each_head(which: int, width: int) -> Look:
-    """q, k or v of a projection that has the three of a head side by side."""
-    return lambda tensor: by_row(tensor).unflatten(-1, (-1, 3, width))[..., which, :]
+def of_each_head(which: int, parts: int, width: int) -> Look:
+    """One of q, k and v of a projection that has those of a head side by side."""
+    return lambda tensor: by_row(tensor).unflatten(-1, (-1, parts, width))[..., which, :]
 
 
 def of_each_group(which: int, count: int, shared: int, width: int) -> Look:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nnsight.modeling import errors
-from nnsight.modeling.family import BETWEEN, ODD, PARALLEL, POST, PRE, Family, chosen
+from nnsight.modeling.family import BETWEEN, GATED, ODD, PARALLEL, POST, PRE, Family, chosen
 from nnsight.modeling.stacks import Stack
 
 Values = dict[str, torch.Tensor]
@@ -62,23 +62,28 @@ def check_layer(check: Check, name: str, layer: Any, values: Values, stack: Stac
 def _attention(
     check: Check, name: str, part: str, module: torch.nn.Module, values: Values, stack: Stack
 ) -> None:
-    lacking = [each for each in ("q", "k", "v", "z", "out") if each not in values]
+    told, family = stack.family.lacks, stack.family
+    lacking = [
+        e for e in ("q", "k", "v", "z", "out") if e not in values and f"attn.{e}" not in told
+    ]
     if lacking and stack.known:
         raise errors.names_missing(f"{name}.{part}.{lacking[0]}", type(module).__name__)
-    for each, count in (("q", stack.heads), ("z", stack.heads), ("k", stack.groups)):
+    heads, width = stack.heads, stack.width
+    sizes = {"q": (heads, width), "k": (stack.groups, width), "z": (heads, family.v_width or width)}
+    for each, wanted in sizes.items():
         if each in values:
             found = torch.tensor(values[each].shape[2:])
-            wanted = torch.tensor((count, stack.width))
-            check.hold(name, f"{part}.{each}", "heads and width", found, wanted)
+            check.hold(name, f"{part}.{each}", "heads and width", found, torch.tensor(wanted))
     if "z" in values:
         project = module.get_submodule(chosen(module, stack.family.out) or "")
         found = project(values["z"].flatten(-2))
         check.hold(name, f"{part}.z", "gives `out` through the projection", found, values["out"])
     if "pattern" in values:
-        _pattern(check, name, part, values, hasattr(module, "sinks"))
+        gated = family.joined == GATED
+        _pattern(check, name, part, values, hasattr(module, "sinks"), gated)
 
 
-def _pattern(check: Check, name: str, part: str, values: Values, sinks: bool) -> None:
+def _pattern(check: Check, name: str, part: str, values: Values, sinks: bool, gated: bool) -> None:
     pattern, v = values["pattern"], values.get("v")
     sums = pattern.float().sum(-1)
     wanted = sums.clamp(0, 1) if sinks else torch.ones_like(sums)  # sinks take a share of theirs
@@ -87,7 +92,12 @@ def _pattern(check: Check, name: str, part: str, values: Values, sinks: bool) ->
         return
     each = v.transpose(1, 2).repeat_interleave(pattern.shape[1] // v.shape[2], 1)
     mixed = (pattern.to(each.dtype) @ each).transpose(1, 2)
-    check.hold(name, f"{part}.v", "mixed by `pattern` is `z`", mixed, values["z"])
+    if gated:
+        share = (values["z"] / mixed).clamp(0, 1)
+        what = "mixed by `pattern`, `z` is a share of it"
+        check.hold(name, f"{part}.v", what, mixed * share, values["z"])
+    else:
+        check.hold(name, f"{part}.v", "mixed by `pattern` is `z`", mixed, values["z"])
 
 
 def _experts(check: Check, name: str, layer: torch.nn.Module, values: Values, stack: Stack) -> None:
@@ -95,6 +105,8 @@ def _experts(check: Check, name: str, layer: torch.nn.Module, values: Values, st
     if probs is not None:
         sums = probs.float().sum(-1)
         check.hold(name, "router.probs", "sum to one", sums, torch.ones_like(sums))
+    elif "router.probs" in stack.family.lacks:
+        return
     elif stack.known and (path := chosen(layer, stack.family.router)) is not None:
         kind = type(layer.get_submodule(path)).__name__
         raise errors.names_missing(f"{name}.router.probs", kind)
@@ -103,7 +115,8 @@ def _experts(check: Check, name: str, layer: torch.nn.Module, values: Values, st
 def _mlp(check: Check, name: str, layer: Any, values: Values, stack: Stack) -> None:
     if "mlp.act" not in values:
         return
-    module = layer.mlp._module if stack.family.mlp else layer._module
+    path = chosen(layer._module, stack.family.mlp) or ""
+    module = layer._module.get_submodule(path)  # the layer, where its parts are on itself
     project = module.get_submodule(chosen(module, stack.family.down))
     found = project(values["mlp.act"])
     check.hold(name, "mlp.act", "gives `out` through the projection", found, values["mlp.out"])

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch.nn import Linear
 
+from nnsight.envoy.operations import Operation
 from nnsight.interleave import request
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.modeling import errors
+from nnsight.modeling.calls import calls_of
 from nnsight.modeling.points import Spot, Value, by_row, fitting, held
 
 
@@ -25,14 +27,14 @@ def probabilities_of(router: Any, above: Any, name: str) -> Spot:
         NoSuchName: no call of a softmax is found.
     """
     node = above if isinstance(router._module, Linear) else router
-    calls = [(op, op.op.callee[-1:]) for op in node.source]
-    order = [callee[0] for _, callee in calls if callee and callee[0] in ("topk", "softmax")]
-    softmax = next((op for op, callee in calls if callee == ("softmax",)), None)
-    if softmax is None:
+    calls = calls_of(node, ("topk", "softmax"))
+    if "softmax" not in calls:
         raise errors.no_kernel(name, type(node._module).__name__)
-    if order[0] == "topk":  # the softmax is over the chosen ones only
-        return Chosen(name, Location(node, OUTPUT))
-    return Value(name, Location(softmax, OUTPUT), look=by_row)
+    if next(iter(calls)) == "topk":  # the softmax is over the chosen ones only
+        module = router._module
+        count = getattr(module, "num_experts", None) or module.out_features
+        return Chosen(name, calls["topk"][0], calls["softmax"][0], count)
+    return Value(name, Location(calls["softmax"][0], OUTPUT), look=by_row)
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,29 @@ class Chosen:
     """
 
     name: str
-    location: Location
+    choice: Operation
+    softmax: Operation
+    count: int  # of experts
 
     def read(self) -> torch.Tensor:
-        seen = self._seen(request.read(self.location))
+        location = Location(self.choice, OUTPUT)
+        seen = self._seen(request.read(location))
         flows = seen.requires_grad and torch.is_grad_enabled()
-        return held(self.location, seen, self._put, always=flows)
+        return held(location, seen, self._put, always=flows)
 
     def write(self, value: Any) -> None:
-        seen = self._seen(request.read(self.location))
+        seen = self._seen(request.read(Location(self.choice, OUTPUT)))
         self._put(fitting(self.name, value, seen))
 
     def _seen(self, raw: Any) -> torch.Tensor:
-        *logits, scores, indices = raw
-        if scores.shape != indices.shape:  # spread over all experts already
-            return by_row(scores).clone()
-        return by_row(torch.zeros_like(logits[0]).scatter(-1, indices, scores))
+        scores, indices = raw
+        none = scores.new_zeros(*scores.shape[:-1], self.count)
+        return by_row(none.scatter(-1, indices, scores.softmax(-1)))
 
     def _put(self, value: torch.Tensor) -> None:
-        *logits, scores, indices = request.read(self.location)
-        flat = value.flatten(0, -2)
-        best = flat.topk(indices.shape[-1], dim=-1)
-        if scores.shape != indices.shape:
-            kept = torch.zeros_like(flat).scatter(-1, best.indices, best.values)
-        else:
-            kept = best.values
-        request.write(self.location, (*logits, kept, best.indices))
+        place = Location(self.choice, OUTPUT)
+        _, indices = request.read(place)
+        best = value.reshape(*indices.shape[:-1], self.count).topk(indices.shape[-1], dim=-1)
+        request.write(place, (best.values, best.indices))
+        place = Location(self.softmax, OUTPUT)
+        request.write(place, best.values.to(request.read(place).dtype))

@@ -5,13 +5,14 @@ one and mix `v` to `z`, `z` through the output projection is `attn.out`, the bra
 stream, a change of one head of `q` or `k` moves that head's pattern and its alone, and assigning
 each value to itself changes nothing.
 
-It is not run when a model is opened or a name first used: it takes four forwards and the weights,
+It is not run when a model is opened or a name first used: it takes some forwards and the weights,
 where wrapping a model takes microseconds, and inside a trace the model is busy. `check_names=True`
 runs it as soon as the weights are there.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +25,8 @@ from nnsight.modeling.family import PARALLEL
 from nnsight.modeling.kernel import KERNEL, told_of
 from nnsight.modeling.names_report import Finding, NamesReport
 from nnsight.modeling.relations import Check, Values, check_layer
+from nnsight.modeling.samples import sample
 from nnsight.modeling.stacks import Stack, stacks_of
-
-_TOKENS = 5
-_ATTENTION = ("q", "k", "v", "q_rot", "k_rot", "pattern", "z", "out")
 
 
 @dataclass
@@ -87,7 +86,7 @@ def _found(model: Any, stacks: Sequence[Stack]) -> Iterator[Finding]:
                 check.hold(each.layer, "resid_pre", "what the layer before gives", found, before)
             check_layer(check, each.layer, layers_of(model, stack)[index], each.values, stack)
         for which in ("q", "k"):
-            _check_heads(check, model, stack, layers, which)
+            _check_heads(check, model, stack, stacks, layers, which)
     _check_writes(check, model, stacks, base)
     return _findings(check, kept)
 
@@ -98,38 +97,39 @@ def layers_of(model: Any, stack: Stack) -> Any:
     return model.layers if stack.name == f"{model._path}.layers" else getattr(model, half).layers
 
 
-def _given(model: Any) -> dict[str, torch.Tensor]:
-    words = model._module.get_input_embeddings().num_embeddings
-    ids = torch.arange(2 * _TOKENS).view(2, _TOKENS) * 7 % max(words - 3, 1) + 2
-    both = len(stacks_of(model)) > 1
-    return {"input_ids": ids, **({"decoder_input_ids": ids.flip(1)} if both else {})}
-
-
 def _values(model: Any, stacks: Sequence[Stack]) -> tuple[list[list[_Kept]], torch.Tensor]:
     """The values of every name in every layer, and what the model returns."""
 
-    def read(tracer: Any, model: Any) -> Any:
-        kept = [
-            [_of_layer(layer, stack, index) for index, layer in enumerate(layers_of(model, stack))]
-            for stack in stacks
-        ]
+    def read(tracer: Any, model: Any, stack: Stack) -> Any:
+        layers = layers_of(model, stack)
+        kept = [_of_layer(layer, stack, index) for index, layer in enumerate(layers)]
         return kept, next(nested.leaves(tracer.result)).clone()
 
-    return model.run(fn=read, **_given(model))
+    # each in a run of its own: which of two runs first is the model's business
+    found = [
+        model.run(fn=functools.partial(read, stack=stack), **sample(model, stacks))
+        for stack in stacks
+    ]
+    return [kept for kept, _ in found], found[0][1]
 
 
-def _places(stack: Stack) -> list[tuple[str, str]]:
+def _places(layer: Any, stack: Stack) -> list[tuple[str, str]]:
     """Every name of a layer as what has it and what it is called, in the order of the forward."""
-    parts = ("attn", "cross_attn") if stack.family.cross else ("attn",)
-    attention = [(part, name) for part in parts for name in _ATTENTION]
+    parts = [part for part in ("attn", "cross_attn") if part == "attn" or hasattr(layer, part)]
+    attention = [(part, name) for part in parts for name in _of_attention(layer, part)]
     routed = [] if stack.family.order == PARALLEL else [("router", "probs")]
     rest = [("mlp", "act"), ("mlp", "out"), ("", "resid_post")]
     return [("", "resid_pre"), *attention, ("", "resid_mid"), *routed, *rest]
 
 
+def _of_attention(layer: Any, part: str) -> list[str]:
+    projected = getattr(layer, part)._in_order() if hasattr(layer, part) else list("qkv")
+    return [*projected, "q_rot", "k_rot", "pattern", "z", "out"]
+
+
 def _of_layer(layer: Any, stack: Stack, index: int) -> _Kept:
     kept = _Kept(f"{stack.name}[{index}]")
-    for part, name in _places(stack):
+    for part, name in _places(layer, stack):
         kept.take(
             f"{part}.{name}".lstrip("."),
             lambda part=part, name=name: getattr(getattr(layer, part) if part else layer, name),
@@ -137,7 +137,9 @@ def _of_layer(layer: Any, stack: Stack, index: int) -> _Kept:
     return kept
 
 
-def _check_heads(check: Check, model: Any, stack: Stack, layers: list[_Kept], which: str) -> None:
+def _check_heads(
+    check: Check, model: Any, stack: Stack, stacks: Sequence[Stack], layers: list[_Kept], which: str
+) -> None:
     """That what is changed in the first head of `q` or `k` moves what is that head's, and no more.
 
     Of a norm over all heads together (OLMo 2) each head moves all, so only the first is looked at.
@@ -154,7 +156,7 @@ def _check_heads(check: Check, model: Any, stack: Stack, layers: list[_Kept], wh
         getattr(attention, which)[:, :, 0] = 0
         return getattr(attention, shown).clone()
 
-    after = model.run(fn=change, **_given(model))
+    after = model.run(fn=change, **sample(model, stacks))
     moved = _moved_heads(shown, before[f"attn.{shown}"], after)
     wanted = torch.zeros_like(moved)
     wanted[: stack.heads // before[name].shape[2]] = True
@@ -172,19 +174,19 @@ def _moved_heads(name: str, before: torch.Tensor, after: torch.Tensor) -> torch.
 def _check_writes(check: Check, model: Any, stacks: Sequence[Stack], base: torch.Tensor) -> None:
     """That each value assigned to itself leaves the model as it is."""
 
-    def write(tracer: Any, model: Any) -> Any:
-        for stack in stacks:
-            for layer in layers_of(model, stack):
-                _assign_all(layer, stack)
+    def write(tracer: Any, model: Any, stack: Stack) -> Any:
+        for layer in layers_of(model, stack):
+            _assign_all(layer, stack)
         return next(nested.leaves(tracer.result)).clone()
 
-    after = model.run(fn=write, **_given(model))
-    last = f"{stacks[-1].name}[-1]"
-    check.hold(last, "resid_post", "all values assigned to themselves", after, base)
+    for stack in stacks:
+        after = model.run(fn=functools.partial(write, stack=stack), **sample(model, stacks))
+        last = f"{stack.name}[-1]"
+        check.hold(last, "resid_post", "all values assigned to themselves", after, base)
 
 
 def _assign_all(layer: Any, stack: Stack) -> None:
-    for part, name in _places(stack):
+    for part, name in _places(layer, stack):
         try:
             owner = getattr(layer, part) if part else layer
             setattr(owner, name, getattr(owner, name).clone())

@@ -9,7 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from nnsight.modeling.architectures import families_of
-from nnsight.modeling.family import Family, alone, at, guessed
+from nnsight.modeling.family import Family, alone, chosen, guessed
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ def stacks_of(model: Any) -> Sequence[Stack]:
 def _found(root: Module, name: str) -> list[Stack]:
     for base, module in root.named_modules():
         config = getattr(module, "config", None)
-        there = [f for f in families_of(config) if at(module, f.layers) is not None]
+        if base and getattr(config, "model_type", "") in _towers(root):
+            continue
+        there = [
+            replace(family, layers=layers)
+            for family in families_of(config)
+            if (layers := chosen(module, family.layers)) is not None
+        ]
         if there:
             both = len(there) > 1
             there = there if both else [alone(there[0])]
@@ -52,18 +58,35 @@ def _found(root: Module, name: str) -> list[Stack]:
     return [replace(_stack(family, base, root.get_submodule(base), name), known=False)]
 
 
-def _stack(family: Family, base: str, module: Any, name: str) -> Stack:
-    config = getattr(module, "config", None)
+def _towers(root: Module) -> set[str]:
+    """The kinds of models that a model of texts has for images and sound: not its own layers."""
+    config = getattr(root, "config", None)
+    parts = (getattr(config, f"{name}_config", None) for name in ("vision", "audio"))
+    return {getattr(part, "model_type", "") for part in parts if part is not None}
+
+
+def _stack(family: Family, base: str, module: Module, name: str) -> Stack:
+    config = _nearest_config(module, family.layers)
     count = getattr(config, family.heads, None) or 0
-    width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    width = family.width or getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
     if not width and count:
-        width = config.hidden_size // count  # type: ignore[union-attr] # it has heads
+        width = config.hidden_size // count  # it has heads
     return Stack(family, base, f"{name}.layers", count, width or 0, _groups(config) or count)
+
+
+def _nearest_config(module: Module, path: str) -> Any:
+    """The config of the innermost module around the layers: two stacks may have one each."""
+    found = getattr(module, "config", None)
+    for part in path.split("."):
+        module = module._modules[part]  # type: ignore[assignment] # not None
+        found = getattr(module, "config", found)
+    return found
 
 
 def _groups(config: Any) -> int | None:
     """How many keys there are; None for one for each head."""
-    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:  # Falcon
+    new = getattr(config, "new_decoder_architecture", False)  # of Falcon: it has groups
+    if getattr(config, "multi_query", False) and not new:
         return 1
     names = ("num_key_value_heads", "num_kv_heads")
     return next((count for name in names if (count := getattr(config, name, None))), None)

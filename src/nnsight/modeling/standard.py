@@ -11,28 +11,17 @@ Nothing of this is done for a model until one of the names is used on it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch.nn import Module
 
-from nnsight.envoy.envoy import Envoy
-from nnsight.interleave.location import INPUT, OUTPUT, Location
+from nnsight.interleave.location import INPUT, OUTPUT
 from nnsight.modeling import errors
-from nnsight.modeling.family import BLOCKS, BY_GROUP, BY_HEAD, at, chosen
-from nnsight.modeling.kernel import meetable, pattern_of, turned_of
-from nnsight.modeling.points import (
-    Look,
-    Point,
-    Spot,
-    Value,
-    block,
-    by_row,
-    heads,
-    of_each_group,
-    of_each_head,
-)
+from nnsight.modeling.attention import Attention
+from nnsight.modeling.family import at, chosen
+from nnsight.modeling.named import Named, below, seen_as
+from nnsight.modeling.points import Point, Spot, by_row
 from nnsight.modeling.router import probabilities_of
 from nnsight.modeling.stacks import Stack, stacks_of
 
@@ -54,8 +43,8 @@ def lookup(model: Any, name: str) -> Any:
         return None if name != "layers" else _layers(model, stacks[0])
     if name == "layers":
         raise errors.several_stacks(model._path, [stack.name for stack in stacks])
-    stack = next(stack for stack in stacks if stack.family.stack == name)
-    return seen_as(below(model, stack.path(stack.family.layers.rpartition(".")[0])), Half, stack)
+    stack = next((stack for stack in stacks if stack.family.stack == name), None)
+    return None if stack is None else seen_as(below(model, stack.path(name)), Half, stack)
 
 
 def has(model: Any, name: str) -> bool:
@@ -74,7 +63,10 @@ def _single(model: Any, stack: Stack, name: str) -> Any:
         return below(model, stack.path(path))
     getter = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}[name]
     method: Callable[[], Module | None] | None = getattr(model._module, getter, None)
-    module = method() if method is not None else None
+    try:
+        module = method() if method is not None else None
+    except NotImplementedError:  # transformers cannot tell which
+        module = None
     if module is None:
         raise errors.no_such_name(f"{model._path}.{name}", "this model was opened without one")
     return model._node_of(module)
@@ -85,80 +77,29 @@ def _layers(model: Any, stack: Stack) -> Layers:
 
 
 _MODULES = frozenset({"ln_final", "lm_head", "embed_tokens"})
-NAMES = _MODULES | {"layers", "encoder", "decoder"}
+NAMES = _MODULES | {"layers", "encoder", "decoder", "text_model", "vision_model"}
 """What `lookup` knows."""
 
 
-# --- nodes with further names ---------------------------------------------------------------------
-
-
-def below(node: Any, path: str) -> Any:
-    """The node at a path of modules' own names; a standard name would lead here again."""
-    for name in path.split(".") if path else ():
-        node = node._child(name)
-    return node
-
-
-def seen_as(node: Any, kind: type, stack: Stack, role: str = "") -> Any:
-    """`node` as an object of class `kind`: it has the same state, and is equal to it."""
-    other = object.__new__(_with(kind, type(node)))
-    fields = node.__dict__
-    fields["_stack"] = stack
-    if role:
-        fields["_role"] = role
-    object.__setattr__(other, "__dict__", fields)
-    return other
-
-
-@functools.lru_cache(maxsize=256)
-def _with(kind: type, own: type) -> type:
-    """`kind`, with what the class that a user gave to the node adds."""
-    if issubclass(kind, own):
-        return kind
-    return own if issubclass(own, kind) else type(kind.__name__, (kind, own), {})
-
-
-class Named(Envoy):
-    """An envoy with standard names."""
-
-    _stack: Stack
-
-    def _spot(self, name: str) -> Spot:
-        raise NotImplementedError
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        ours = isinstance(getattr(type(self), name, None), property)
-        if ours and isinstance(value, Module | Envoy) and name not in self._module._modules:
-            raise errors.not_replaced(self._called(name), self._path)
-        super().__setattr__(name, value)
-
-    def _value(self, name: str, path: str, kind: str, **options: Any) -> Value:
-        return Value(self._called(name), Location(below(self, path), kind), **options)
-
-    def _called(self, name: str) -> str:
-        """How a value of this node is called by standard names."""
-        stack = self._stack
-        start = f"{self._path.partition('.')[0]}.{stack.path(stack.family.layers)}."
-        index, _, _ = self._path.removeprefix(start).partition(".")
-        return f"{stack.name}[{index}].{name}"
+# --- what a model has -----------------------------------------------------------------------------
 
 
 class Half(Named):
-    """The encoder or the decoder of a model that has both."""
+    """The encoder or the decoder of a model that has both, or its part for texts or images."""
 
     @property
     def layers(self) -> Layers:
         """The layers of this stack."""
         stack = self._stack
-        return seen_as(below(self, stack.family.layers.rpartition(".")[2]), Layers, stack)
+        return seen_as(below(self, stack.family.layers.partition(".")[2]), Layers, stack)
 
     @property
     def ln_final(self) -> Any:
         """The norm after the last layer."""
-        own = self._stack.family.norm.rpartition(".")[2]
-        if own not in self._module._modules:
+        own = self._stack.family.norm.partition(".")[2]
+        if not own or at(self._module, own) is None:
             raise errors.no_such_name(f"{self._path}.ln_final", "this stack ends without a norm")
-        return self._child(own)
+        return below(self, own)
 
 
 class Layers(Named):
@@ -196,14 +137,12 @@ class Layer(Named):
     def mlp(self) -> Any:
         """The MLP of the layer, or its mixture of experts."""
         family = self._stack.family
-        if not family.mlp and not family.down:
-            raise self._lacks("mlp", family.mlp)
-        if not family.mlp:
-            return LooseMLP(self)
         path = chosen(self._module, family.mlp)
-        if path is None:
+        if path is not None:
+            return seen_as(below(self, path), MLP, self._stack)
+        if chosen(self._module, family.down) is None:
             raise self._lacks("mlp", family.mlp)
-        return seen_as(below(self, path), MLP, self._stack)
+        return LooseMLP(self)
 
     @property
     def router(self) -> Router:
@@ -238,67 +177,11 @@ class Layer(Named):
         mid = self._stack.family.mid
         if not mid:
             raise errors.no_mid(self._called(name), self._stack.family.order, self._stack.known)
-        path, _, kind = mid.rpartition(".")
+        places = [one.rpartition(".") for one in mid.split("|")]
+        path, _, kind = next((p for p in places if at(self._module, p[0]) is not None), places[0])
         if kind == INPUT:  # the stream goes past the module too, as the same tensor
             return self._value(name, path, INPUT, look=by_row, in_place=True)
         return self._value(name, path, OUTPUT)
-
-
-class Attention(Named):
-    """The attention of a layer under its standard names."""
-
-    q = Point("rows, tokens, heads, width of a head", "What the query projection gives.")
-    k = Point("rows, tokens, key heads, width of a head", "What the key projection gives.")
-    v = Point("rows, tokens, key heads, width of a head", "What the value projection gives.")
-    q_rot = Point("rows, tokens, heads, width of a head", "The queries as they are compared.")
-    k_rot = Point("rows, seen tokens, key heads, width of a head", "The keys as they are compared.")
-    pattern = Point("rows, heads, tokens, seen tokens", "How much each token looks at each.")
-    z = Point("rows, tokens, heads, width of a head", "What each head gives to the projection.")
-    out = Point("rows, tokens, width", "What the output projection gives.")
-
-    def _spot(self, name: str) -> Spot:
-        family, called = self._stack.family, self._called(f"{self._role}.{name}")
-        if name in ("pattern", "q_rot", "k_rot"):
-            if name == "pattern" and family.pattern:
-                path, _, kind = family.pattern.rpartition(".")
-                return Value(called, Location(below(self, path), kind), guarded=True)
-            node = below(self, family.kernel)
-            if name == "pattern":
-                return pattern_of(node, called)
-            return turned_of(node, called, int(name == "k_rot"))
-        if name in ("z", "out"):
-            path = self._path_of(family.out, called)
-            if name == "out":
-                return Value(called, Location(below(self, path), OUTPUT))
-            return Value(
-                called, Location(below(self, path), INPUT), look=heads(self._width(called))
-            )
-        path = self._path_of(getattr(family, name), called)
-        meetable(below(self, family.kernel))  # the pattern may be asked for next
-        return Value(called, Location(below(self, path), OUTPUT), look=self._look(name, called))
-
-    _role = "attn"
-
-    def _path_of(self, path: str, called: str) -> str:
-        found = chosen(self._module, path)
-        if found is None:
-            raise errors.no_such_name(called, f"{type(self._module).__name__} has no such module")
-        return found
-
-    def _width(self, called: str) -> int:
-        if not self._stack.width:
-            raise errors.no_such_name(called, "the config does not say how many heads there are")
-        return self._stack.width
-
-    def _look(self, name: str, called: str) -> Look:
-        stack, which, width = self._stack, "qkv".index(name), self._width(called)
-        if stack.family.joined == BLOCKS:
-            return block(which, stack.heads, width)
-        if stack.family.joined == BY_HEAD:
-            return of_each_head(which, width)
-        if stack.family.joined == BY_GROUP:
-            return of_each_group(which, stack.heads, stack.groups, width)
-        return heads(width)
 
 
 class MLP(Named):
@@ -339,7 +222,7 @@ class LooseMLP:
         layer = vars(self).get("_layer")
         if layer is None or name.startswith("__"):
             raise AttributeError(name)
-        kind, down = type(layer._module).__name__, layer._stack.family.down
+        kind, down = type(layer._module).__name__, chosen(layer._module, layer._stack.family.down)
         reason = f"{kind} has no module for its MLP: it keeps `{down}` and the rest on itself"
         raise errors.no_such_name(f"{layer._called('mlp')}.{name}", reason)
 
@@ -350,5 +233,7 @@ class Router(Named):
     probs = Point("rows, tokens, experts", "With which probabilities experts are chosen.")
 
     def _spot(self, name: str) -> Spot:
-        above = self.parent
-        return probabilities_of(self, above, self._called("router.probs"))
+        called = self._called("router.probs")
+        if (why := self._stack.family.lacks.get("router.probs")) is not None:
+            raise errors.no_such_name(called, why)
+        return probabilities_of(self, self.parent, called)
