@@ -1,9 +1,10 @@
-"""`python -m nnsight demo [MODEL]`: a language model opened up, in under a minute."""
+"""Commands: `demo [MODEL]`, a model opened up; `serve MODEL`, where blocks of others run."""
 
 from __future__ import annotations
 
 import argparse
 
+from nnsight.server import cli
 from nnsight.version import __version__
 
 
@@ -16,12 +17,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--clean", help="the prompt whose activations are patched in")
     demo.add_argument("--corrupted", help="the prompt that they are patched into")
     demo.add_argument("--plot", default="demo_patching.png", help="where the heatmap is written")
+    serve = commands.add_parser("serve", help="run the blocks of clients on models of this machine")
+    cli.add_arguments(serve)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command of the package."""
     options = _parser().parse_args(argv)
+    if options.command == "serve":
+        cli.main(options)
+        return
     from nnsight.toolbox.demo import demo  # the model libraries load only for the demo itself
 
     demo(options.model, options.clean, options.corrupted, options.plot)

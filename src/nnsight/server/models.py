@@ -1,0 +1,77 @@
+"""A model of nnsight in a worker: loading it, what it says of itself, and running requests."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnsight.modeling.language import LanguageModel
+from nnsight.modeling.transformers import TransformersModel
+from nnsight.server import errors
+from nnsight.server.weights import Weights
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request that was not run."""
+
+    failure: dict[str, Any]
+    result: bytes | None = None
+
+
+class Loaded:
+    """A model with its weights, ready for requests (`Loaded` of `worker.py`)."""
+
+    def __init__(self, model: TransformersModel | LanguageModel) -> None:
+        self._model = model
+        self._weights = Weights(model._module)
+        self.facts = facts(model)
+
+    def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Any:
+        return Failed(errors.no_ndif_yet().meta()["error"])
+
+    def changed(self) -> list[str]:
+        return self._weights.changed()
+
+    def compare(self) -> list[str]:
+        return self._weights.compare()
+
+    def peak(self) -> int:
+        if not torch.cuda.is_available():
+            return 0
+        most = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return most
+
+
+def load(model: str, options: dict[str, Any]) -> Loaded:
+    """The model of a hub id or folder, with its weights."""
+    repo_id, _, revision = model.partition("@")
+    if "device_map" not in options and torch.cuda.is_available():
+        options = {**options, "device_map": "auto"}
+    seen = TransformersModel(repo_id, revision=revision or None, **options)
+    if type(seen._module).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        seen = LanguageModel(repo_id, revision=revision or None, **options)
+    seen.dispatch()
+    return Loaded(seen)
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """What `/status` and `/env` tell of a model."""
+    parameters = list(model._module.parameters())
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else {}
+    return {
+        "kind": type(model).__name__,
+        "architecture": type(model._module).__name__,
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else "",
+        "devices": sorted({str(one.device) for one in parameters}),
+        "n_params": sum(one.numel() for one in parameters),
+        "size_bytes": sum(one.numel() * one.element_size() for one in parameters),
+        "config": json.dumps(config, default=str),
+        "python": sys.version,
+    }

@@ -1,0 +1,115 @@
+"""Whether a job left a model as it was, and putting back what is small.
+
+torch counts the changes of a tensor, which costs next to nothing to look at. Changes that it does
+not count (through `.data`, or NumPy) show in sums over the bytes, read when another user is next.
+Buffers, modes, gradients and plain attributes are put back; changed parameters are for the server,
+which loads the model again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_PLAIN = (int, float, str, bool, type(None))
+
+
+class Weights:
+    """A module as it is now, to compare with later."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._modules = [(path or "the model", one) for path, one in module.named_modules()]
+        self._plain = [_plain(one) for _, one in self._modules]
+        self._buffers = _buffers(self._modules)
+        self._requires = [(p, p.requires_grad) for p in module.parameters()]
+        self._put_back()
+        self._marks = self._seen()
+        self._sums = _sums(module)
+
+    def changed(self) -> list[str]:
+        """Put back what is small; the names of parameters and modules that are not as they were."""
+        self._put_back()
+        return _different(self._marks, self._seen())
+
+    def compare(self) -> list[str]:
+        """The same, with every byte of every tensor."""
+        return self.changed() or _different(self._sums, _sums(self._module))
+
+    def _put_back(self) -> None:
+        for (_, module), plain in zip(self._modules, self._plain, strict=True):
+            vars(module).update(plain)
+        for kept in self._buffers:
+            now = kept.module._buffers.get(kept.name)
+            if now is not kept.buffer or _changes(kept.buffer) != kept.changes:
+                kept.put_back()
+        for parameter, requires in self._requires:
+            parameter.grad = None
+            if parameter.requires_grad != requires:
+                parameter.requires_grad_(requires)
+
+    def _seen(self) -> dict[str, object]:
+        """What torch notes of parameters and modules, without reading a tensor."""
+        seen: dict[str, object] = {}
+        for path, module in self._module.named_modules():
+            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            seen[path or "the model"] = (id(module), hooks, "forward" in vars(module))
+        for name, tensor in self._module.named_parameters():
+            place = (id(tensor), _changes(tensor), tensor.data_ptr())
+            seen[name] = (*place, tensor.shape, tensor.stride(), tensor.dtype)
+        return seen
+
+
+def _different(was: dict[str, object], now: dict[str, object]) -> list[str]:
+    return sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+
+
+def _plain(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+
+
+class _Buffer:
+    """A buffer as it was loaded."""
+
+    def __init__(self, module: torch.nn.Module, name: str, buffer: torch.Tensor) -> None:
+        self.module, self.name, self.buffer = module, name, buffer
+        self.changes = _changes(buffer)
+        self._copy = buffer.clone()
+
+    def put_back(self) -> None:
+        self.buffer = self.module._buffers[self.name] = self._copy.clone()
+        self.changes = _changes(self.buffer)
+
+
+def _buffers(modules: list[tuple[str, torch.nn.Module]]) -> list[_Buffer]:
+    return [
+        _Buffer(module, name, buffer)
+        for _, module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+
+
+def _changes(tensor: torch.Tensor) -> int:
+    """How often torch has seen the tensor changed."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _sums(module: torch.nn.Module) -> dict[str, object]:
+    return {
+        name: _sum(tensor.detach())
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.device.type != "meta"
+    }
+
+
+def _sum(tensor: torch.Tensor) -> tuple[int, int]:
+    """Two sums over the bytes as integers: of all, and of every other one."""
+    flat = tensor.contiguous().view(-1)
+    wide = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    size = flat.element_size()
+    if size not in wide:  # complex128
+        flat, size = torch.view_as_real(flat).view(-1), 8
+    whole = flat.view(wide[size])
+    return int(whole.sum(dtype=torch.int64)), int(whole[::2].sum(dtype=torch.int64))

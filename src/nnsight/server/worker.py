@@ -1,0 +1,199 @@
+"""The process of one model: `python -m nnsight.server.worker FD`, started by a server.
+
+It loads the model, then runs the requests that come one by one. It can be killed at any time; the
+server starts another. A thread of its own gives signs of life, so a stopped process is found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from nnsight.server import confine, errors
+from nnsight.server.limits import Limits
+from nnsight.server.messages import (
+    Beat,
+    Began,
+    Broken,
+    Check,
+    Checked,
+    Done,
+    Ready,
+    Run,
+    Say,
+    Start,
+    ToServer,
+    from_server,
+    packed,
+)
+from nnsight.server.prints import Prints
+
+BEAT = 0.5
+"""Seconds between signs of life."""
+
+
+class Outcome(Protocol):
+    """What running a request gave."""
+
+    @property
+    def result(self) -> bytes | None: ...
+
+    @property
+    def failure(self) -> Any:
+        """None, or what becomes `meta.error`, a msgspec struct or a dict."""
+        ...
+
+
+class Loaded(Protocol):
+    """A model that takes requests."""
+
+    facts: dict[str, Any]
+
+    def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
+        """Run a request; errors of the block are in the outcome."""
+        ...
+
+    def peak(self) -> int:
+        """The most bytes that accelerators held since the last call."""
+        ...
+
+    def changed(self) -> list[str]:
+        """The names of weights that are not as they were, as far as torch has noted it."""
+        ...
+
+    def compare(self) -> list[str]:
+        """The same by reading every weight."""
+        ...
+
+
+class Pipe:
+    """The way to the server, for the thread that works and the one that gives signs of life."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self._one = threading.Lock()
+
+    def send(self, message: ToServer) -> None:
+        with self._one:
+            self.end.sendall(packed(message))
+
+    def beat(self) -> None:
+        """Give signs of life until the server has ended, then end the process."""
+        while True:
+            try:
+                self.send(Beat())
+            except OSError:
+                os._exit(1)
+            time.sleep(BEAT)
+
+
+def main(end: socket.socket) -> None:
+    """Load, then run what comes, until the server ends."""
+    start, _ = from_server(end)
+    assert isinstance(start, Start)
+    pipe = Pipe(end)
+    threading.Thread(target=pipe.beat, name="signs of life", daemon=True).start()
+    try:
+        loaded = load(start)
+    except BaseException as error:
+        traceback.print_exc()  # into the worker's log
+        pipe.send(Broken(f"{type(error).__name__}: {error}"[:2000]))
+        return
+    confine.confine(start.memory)
+    pipe.send(Ready({**loaded.facts, "layers": confine.layers()}))
+    while True:
+        message, files = from_server(end)
+        if isinstance(message, Check):
+            pipe.send(Checked(loaded.compare()))
+        elif isinstance(message, Run):
+            pipe.send(Began())
+            with os.fdopen(files[0], "rb") as request, os.fdopen(files[1], "wb") as result:
+                pipe.send(run(message, loaded, request, result, start, pipe))
+
+
+def load(start: Start) -> Loaded:
+    """The model, with secrets in the environment for only as long as that takes."""
+    os.environ.update(start.secrets)
+    try:
+        module, _, name = start.load.partition(":")
+        return getattr(importlib.import_module(module), name)(start.model, start.options)
+    finally:
+        for name in start.secrets:
+            os.environ.pop(name, None)
+
+
+def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, pipe: Pipe) -> Done:
+    """Run one request and write its result."""
+    rest = errors.prints_full(Limits(prints=start.prints, print_bytes=start.print_bytes))
+    prints = Prints(start.prints, start.print_bytes, lambda line: pipe.send(Say(line)), rest)
+    began = time.perf_counter()
+    size, failure, text = None, None, ""
+    try:
+        whole = mmap.mmap(request.fileno(), 0, access=mmap.ACCESS_READ)
+        outcome = loaded.perform(run.format, memoryview(whole), prints.write)
+        failure = _plain(outcome.failure)
+        text = _text(failure)
+        if outcome.result is not None:
+            size = len(outcome.result)
+            if size > start.result:
+                end = errors.result_too_large(size, start.result)
+                size, failure, text = None, end.meta()["error"], end.text
+            else:
+                result.write(outcome.result)
+                result.flush()
+    except BaseException as error:
+        traceback.print_exc()
+        size, failure, text = None, _fault(error), f"{type(error).__name__}: {error}"
+    prints.end()
+    changed = loaded.changed()
+    if changed:
+        pipe.send(Say(errors.weights_changed(changed)))
+    seconds = time.perf_counter() - began
+    return Done(size, failure, text[:100_000], seconds, loaded.peak(), changed)
+
+
+def _plain(failure: Any) -> dict[str, Any] | None:
+    return None if failure is None else msgspec.to_builtins(failure)
+
+
+def _text(failure: dict[str, Any] | None) -> str:
+    return "" if failure is None else str(failure.get("text") or failure.get("message") or "")
+
+
+def _fault(error: BaseException) -> dict[str, Any]:
+    """An error that is not the block's."""
+    return {
+        "type": type(error).__name__,
+        "module": type(error).__module__,
+        "message": str(error),
+        "frames": [],
+        "notes": [],
+        "phase": "server",
+    }
+
+
+def start(number: int) -> None:
+    """Be the worker at the other end of this open file; never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the server's
+    confine.die_with_parent()
+    with socket.socket(fileno=number) as end:
+        try:
+            main(end)
+        except (EOFError, OSError):
+            pass  # the server has ended
+        os._exit(0)  # threads of a job may not have
+
+
+if __name__ == "__main__":
+    start(int(sys.argv[1]))

@@ -1,0 +1,290 @@
+"""Whatever is killed when: one end per job, no job lost, and the next job runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.running import MODEL, Server, alive, until
+
+SLEEP = "import time; say('on\\n'); time.sleep(1e9)"
+Serve = Callable[..., Server]
+
+
+def the_next_job_runs(server: Server) -> None:
+    last = server.run("result = b'next'")
+    assert last["status"] == "COMPLETED", last
+
+
+def error_of(event: dict) -> str:
+    assert event["status"] == "ERROR", event
+    assert event["meta"]["error"]["message"] == event["description"]
+    return event["meta"]["error"]["type"]
+
+
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "import time; time.sleep(1e9)", "sum(range(10**12))"]
+)
+def test_the_time_limit_ends_what_does_not_end(shared: Server, code: str):
+    last = shared.run(code)
+    assert error_of(last) == "TimeLimit" and "2 seconds" in last["description"]
+    the_next_job_runs(shared)
+
+
+@pytest.mark.parametrize(
+    "code, how",
+    [
+        ("import os; os._exit(3)", "ended with code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+        ("import ctypes; ctypes.string_at(0)", "was killed by SIGSEGV"),
+        ("import os; os.closerange(3, 100); import time; time.sleep(1e9)", "SIGKILL"),
+    ],
+)
+def test_a_job_that_ends_the_process(shared: Server, code: str, how: str):
+    last = shared.run(code)
+    assert error_of(last) == "Interrupted" and how in last["description"]
+    the_next_job_runs(shared)
+
+
+def test_what_a_job_leaves_running_ends_with_it(shared: Server, tmp_path: Path):
+    note = tmp_path / "pid"
+    code = (
+        "import subprocess; p = subprocess.Popen(['sleep', '1000']);"
+        f"open({str(note)!r}, 'w').write(str(p.pid)); import time; time.sleep(1e9)"
+    )
+    assert error_of(shared.run(code)) == "TimeLimit"
+    until(lambda: not alive(int(note.read_text())))
+
+
+def test_a_stopped_process_is_found(shared: Server):
+    job = shared.send("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    last = shared.events(job)[-1]
+    assert error_of(last) in ("Interrupted", "TimeLimit")
+    the_next_job_runs(shared)
+
+
+def test_a_process_that_is_stopped_while_it_waits_is_found(serve: Serve):
+    server = serve(silence=1.5)
+    the_next_job_runs(server)
+    os.kill(server.worker(), signal.SIGSTOP)
+    the_next_job_runs(server)
+    assert server.model()["starts"] == 2
+
+
+def test_a_process_that_is_stopped_in_a_job_is_found(serve: Serve):
+    server = serve(silence=1.5)
+    job = server.send(SLEEP)
+    server.reach(job, "RUNNING")
+    os.kill(server.worker(), signal.SIGSTOP)
+    last = server.events(job)[-1]
+    assert error_of(last) == "Interrupted" and "no sign of life" in last["description"]
+    the_next_job_runs(server)
+
+
+def test_a_process_that_is_killed_while_it_loads_or_waits(serve: Serve):
+    server = serve()
+    os.kill(server.worker(), signal.SIGKILL)
+    the_next_job_runs(server)
+    os.kill(server.worker(), signal.SIGKILL)
+    the_next_job_runs(server)
+
+
+def test_a_running_job_is_cancelled(shared: Server):
+    job = shared.send(SLEEP)
+    waiting = shared.send("result = b'1'")
+    shared.reach(job, "RUNNING")
+    assert shared.call("DELETE", f"/job/{job}").json()["cancelled"] is True
+    assert error_of(shared.events(job)[-1]) == "Cancelled"
+    assert shared.call("DELETE", f"/job/{job}").json()["cancelled"] is False
+    assert shared.events(waiting)[-1]["status"] == "COMPLETED"
+
+
+def test_a_waiting_job_is_cancelled(shared: Server):
+    running, waiting = shared.send(SLEEP), shared.send("result = b'1'")
+    assert shared.call("DELETE", f"/job/{waiting}").json()["cancelled"] is True
+    assert [e["status"] for e in shared.events(waiting)][-2:] == ["QUEUED", "ERROR"]
+    shared.call("DELETE", f"/job/{running}")
+    the_next_job_runs(shared)
+
+
+def test_weights_that_a_job_changed_are_put_back(shared: Server):
+    starts = shared.model()["starts"]
+    events = shared.events(shared.send("model._changed = ['h.0.weight']; result = b'1'"))
+    assert events[-1]["status"] == "COMPLETED"
+    assert "h.0.weight" in events[-2]["description"]
+    assert shared.run("result = str(model._changed).encode()")["data"]["inline"] == "W10="
+    assert shared.model()["starts"] == starts + 1
+
+
+def test_a_model_that_cannot_be_loaded(serve: Serve):
+    server = serve("--models", "fake/model,fake/broken")
+    key = MODEL.replace("fake/model", "fake/broken")
+    last = server.run("result = b'1'", nnsight_model_key=key)
+    assert error_of(last) == "NotLoaded" and "the files are not whole" in last["description"]
+    answer = server.post("result = b'1'", nnsight_model_key=key)
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    the_next_job_runs(server)
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+
+def test_jobs_outlive_the_server(serve: Serve):
+    """Killed with one job done, one running and two waiting."""
+    server = serve()
+    done = server.send("result = b'done'")
+    server.events(done)
+    running = server.send(SLEEP)
+    server.reach(running, "RUNNING")
+    waiting = [server.send(f"result = b'{i}'") for i in range(2)]
+    worker = server.worker()
+    server.kill()
+    until(lambda: not alive(worker))
+    server.start()
+    last = server.events(running)[-1]
+    assert error_of(last) == "Interrupted" and "server stopped" in last["description"]
+    assert [server.events(job)[-1]["status"] for job in waiting] == ["COMPLETED"] * 2
+    assert server.get(f"/result/{done}").content == b"done"
+    assert not list((server.data / "requests").iterdir())
+
+
+def test_a_server_that_is_asked_to_stop(serve: Serve):
+    server = serve()
+    running = server.send(SLEEP)
+    server.reach(running, "RUNNING")
+    waiting = server.send("result = b'1'")
+    with server.get(f"/events/{running}", stream=True) as following:
+        worker = server.worker()
+        server.stop()
+        lines = following.text  # the stream ends, so that the client may come back
+    assert "RUNNING" in lines and "ERROR" not in lines
+    assert not alive(worker)
+    server.start()
+    assert error_of(server.events(running)[-1]) == "Interrupted"
+    assert server.events(waiting)[-1]["status"] == "COMPLETED"
+
+
+def test_a_request_that_is_not_whole_after_a_power_cut(serve: Serve):
+    server = serve()
+    server.reach(server.send(SLEEP), "RUNNING")
+    torn, gone = server.send("result = b'1'"), server.send("result = b'1'")
+    server.kill()
+    (server.data / "requests" / torn).write_bytes(b"")
+    (server.data / "requests" / gone).unlink()
+    (server.data / "requests" / "stray.part").write_bytes(b"...")
+    server.start()
+    for job in (torn, gone):
+        assert "not whole" in server.events(job)[-1]["description"]
+    assert not (server.data / "requests" / "stray.part").exists()
+
+
+def test_a_folder_belongs_to_one_server(serve: Serve):
+    serve()
+    with pytest.raises(AssertionError, match=r"another server works in .*--data"):
+        serve()
+
+
+def test_a_model_that_is_no_longer_served(serve: Serve):
+    server = serve()
+    server.reach(server.send(SLEEP), "RUNNING")
+    job = server.send("result = b'1'")
+    server.kill()
+    server.words = ("--models", "fake/other")
+    server.start()
+    assert error_of(server.events(job)[-1]) == "NotServed"
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+def request_bytes(server: Server, code: bytes, token: str, *lines: str) -> bytes:
+    head = [
+        "POST /request HTTP/1.1",
+        f"Host: {urlsplit(server.url).netloc}",
+        "Content-Type: application/vnd.nnsight.request",
+        f"nnsight-model-key: {MODEL}",
+        f"Idempotency-Key: {token}",
+        f"Content-Length: {len(code)}",
+        *lines,
+    ]
+    return ("\r\n".join(head) + "\r\n\r\n").encode() + code
+
+
+def connected(server: Server) -> socket.socket:
+    address = urlsplit(server.url)
+    assert address.hostname and address.port
+    return socket.create_connection((address.hostname, address.port), timeout=20)
+
+
+def test_a_request_that_is_cut_anywhere_is_no_job_or_one_job(shared: Server):
+    code = b"result = b'cut'" + b" " * 5000
+    token = str(uuid.uuid4())
+    whole = request_bytes(shared, code, token)
+    before = len(shared.get("/jobs").json())
+    for cut in (10, 150, len(whole) - 5000, len(whole) - 1):
+        with connected(shared) as line:
+            line.sendall(whole[:cut])
+    with connected(shared) as line:  # whole, but nobody waits for the answer
+        line.sendall(whole)
+        until(lambda: len(shared.get("/jobs").json()) == before + 1)
+    job = shared.send(code, Idempotency_Key=token)
+    assert shared.events(job)[-1]["status"] == "COMPLETED"
+    assert len(shared.get("/jobs").json()) == before + 1
+    until(lambda: not list((shared.data / "requests").iterdir()))
+
+
+def test_a_stream_that_is_cut_does_not_end_the_job(shared: Server):
+    code = b"import time; say('one\\n'); time.sleep(0.3); result = b'whole'"
+    token = str(uuid.uuid4())
+    with connected(shared) as line:
+        line.sendall(request_bytes(shared, code, token, "nnsight-stream: 1"))
+        line.recv(100)
+    job = shared.send(code, Idempotency_Key=token)
+    assert shared.events(job)[-1]["status"] == "COMPLETED"
+    assert shared.get(f"/result/{job}").content == b"whole"
+
+
+def test_a_reader_that_does_not_read_stops_nobody(serve: Serve):
+    server = serve(stall=1.0, print_bytes=2**30, prints=10**6)
+    flood = "for i in range(3000): say('x' * 8000 + '\\n')"
+    job = server.send(flood)
+    with connected(server) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.sendall(f"GET /events/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        line.recv(10)
+        the_next_job_runs(server)
+        assert len(server.events(job)) > 3000
+        time.sleep(1.5)
+        the_next_job_runs(server)
+
+
+def test_fifty_clients_at_once(serve: Serve):
+    server = serve(jobs_per_key=1000)
+    with ThreadPoolExecutor(50) as pool:
+        jobs = list(pool.map(lambda i: server.send(f"result = b'{i}'"), range(50)))
+        ends = list(pool.map(lambda job: server.events(job)[-1], jobs))
+    assert {end["status"] for end in ends} == {"COMPLETED"}
+    for i, end in enumerate(ends):
+        assert server.get(end["data"]["url"]).content == str(i).encode()
+
+
+def test_many_send_one_request_at_once(shared: Server):
+    token = str(uuid.uuid4())
+    ready = threading.Barrier(8)
+
+    def send(_: int) -> str:
+        ready.wait(20)
+        return shared.send("result = b'1'", Idempotency_Key=token)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(send, range(8)))) == 1
