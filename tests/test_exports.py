@@ -26,9 +26,15 @@ SURFACE = {
     "WithBlockNotFoundError",
     "WrapperModule",
     "__version__",
+    "compare",
     "eproperty",
+    "is_model_running",
+    "login",
+    "register",
     "save",
     "session",
+    "status",
+    "whoami",
 }
 
 

@@ -48,6 +48,18 @@ ADDRESSES = {
     "nnsight.tracing.hint.Object": "nnsight.Object",
     "nnsight.modeling.language.LanguageModel": "nnsight.LanguageModel",
     "nnsight.modeling.base.NNsight": "nnsight.NNsight",
+    "nnsight.ndif.NdifStatus": "nnsight.remote.deployments.NdifStatus",
+    "nnsight.ndif.EnvComparison": "nnsight.remote.comparison.EnvComparison",
+    "nnsight.ndif.compare": "nnsight.compare",
+    "nnsight.ndif.get_local_env": "nnsight.get_local_env",
+    "nnsight.ndif.get_remote_env": "nnsight.get_remote_env",
+    "nnsight.ndif.is_model_running": "nnsight.is_model_running",
+    "nnsight.ndif.login": "nnsight.login",
+    "nnsight.ndif.main": "nnsight.__main__.main",
+    "nnsight.ndif.ndif_status": "nnsight.ndif_status",
+    "nnsight.ndif.register": "nnsight.register",
+    "nnsight.ndif.status": "nnsight.status",
+    "nnsight.ndif.whoami": "nnsight.whoami",
     "nnsight.schema.config.CONFIG": "nnsight.CONFIG",
     "nnsight.util.WrapperModule": "nnsight.WrapperModule",
 }
@@ -89,7 +101,13 @@ def test_the_root_has_them_as_attributes():
 
 
 def test_importing_nnsight_imports_none_of_them():
-    old = ("nnsight.intervention", "nnsight.schema", "nnsight.tracing.", "nnsight.util")
+    old = (
+        "nnsight.intervention",
+        "nnsight.ndif",
+        "nnsight.schema",
+        "nnsight.tracing.",
+        "nnsight.util",
+    )
     code = f"import sys, nnsight; print([m for m in sys.modules if m.startswith({old})])"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from nnsight.modeling.language import LanguageModel
     from nnsight.modeling.transformers import TransformersModel
     from nnsight.modeling.vlm import VisionLanguageModel
+    from nnsight.remote.environment import register
+    from nnsight.remote.service import compare, is_model_running, login, status, whoami
 
 _LAZY = {  # imported when first asked for
     "DiffusionModel": "nnsight.modeling.diffusion",
@@ -47,8 +49,19 @@ _LAZY = {  # imported when first asked for
     "Tracer": "nnsight.capture.tracer",
     "TransformersModel": "nnsight.modeling.transformers",
     "VisionLanguageModel": "nnsight.modeling.vlm",
+    **dict.fromkeys(("get_local_env", "get_remote_env", "register"), "nnsight.remote.environment"),
+    **dict.fromkeys(
+        ("compare", "is_model_running", "login", "ndif_status", "status", "whoami"),
+        "nnsight.remote.service",
+    ),
 }
-_OLD_ADDRESSES = ("intervention", "schema", "tracing", "util")  # `nnsight.util.apply` as it stands
+_OLD_ADDRESSES = (
+    "intervention",
+    "ndif",
+    "schema",
+    "tracing",
+    "util",
+)  # `nnsight.util.apply` as it stands
 _PLAIN = {  # what the releases before 0.5 had words of their own for
     "apply": "a call of the function",
     "cond": "`if`",
@@ -84,9 +97,15 @@ __all__ = [
     "WithBlockNotFoundError",
     "WrapperModule",
     "__version__",
+    "compare",
     "eproperty",
+    "is_model_running",
+    "login",
+    "register",
     "save",
     "session",
+    "status",
+    "whoami",
 ]
 
 

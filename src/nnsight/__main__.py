@@ -1,4 +1,4 @@
-"""Commands: `demo [MODEL]`, a model opened up; `serve MODEL`, where blocks of others run."""
+"""Commands: a model opened up; what a server tells; a server of your own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import argparse
 
 from nnsight.server import cli
 from nnsight.version import __version__
+
+_ABOUT_A_SERVER = {
+    "status": "which models the server has deployed",
+    "compare": "which packages differ between here and the server",
+    "login": "ask for a key, try it, and keep it",
+    "whoami": "whom the server knows by the key",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -19,19 +26,33 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--plot", default="demo_patching.png", help="where the heatmap is written")
     serve = commands.add_parser("serve", help="run the blocks of clients on models of this machine")
     cli.add_arguments(serve)
+    for name, does in _ABOUT_A_SERVER.items():
+        commands.add_parser(name, help=does)
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run a command of the package."""
+def main(argv: list[str] | None = None) -> int:
+    """Run a command of the package; the exit status is returned."""
     options = _parser().parse_args(argv)
     if options.command == "serve":
         cli.main(options)
-        return
+        return 0
+    if options.command in _ABOUT_A_SERVER:
+        return _ask(options.command)
     from nnsight.toolbox.demo import demo  # the model libraries load only for the demo itself
 
     demo(options.model, options.clean, options.corrupted, options.plot)
+    return 0
+
+
+def _ask(command: str) -> int:
+    from nnsight.remote import service  # likewise
+
+    found = getattr(service, command)()
+    if not isinstance(found, bool | None):
+        print(found)
+    return int(found is None or found is False or getattr(found, "problem", None) is not None)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
