@@ -29,6 +29,7 @@ from tests.modeling.named import (
 )
 
 IMAGES, SPEECH, PAIRS = "AutoModelForImageClassification", "AutoModelForSpeechSeq2Seq", "AutoModel"
+SIGHTS = "AutoModelForImageTextToText"
 _SSM = {**BASE, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}
 _MAMBA2 = {**_SSM, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4}
 _MAMBA_PARTS = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2}
@@ -40,6 +41,9 @@ _PATCHES = {
     "image_size": 8,
     "patch_size": 4,
 }
+IMAGE = 94  # the id of the last word: in a prompt it is where an image goes
+_TEXT = {"model_type": "llama", **_SHARED}
+_SEEING = {"image_token_id": IMAGE, "image_token_index": IMAGE}
 _LATENT = {
     **_SHARED,
     "num_key_value_heads": 4,
@@ -258,6 +262,58 @@ MORE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"text_config": _WIDE, "vision_config": _PATCHES},
         PAIRS,
     ),
+    # images in a text
+    "llava": (
+        "LlavaConfig",
+        {
+            **_SEEING,
+            "text_config": _TEXT,
+            "vision_config": {"model_type": "clip_vision_model", **_PATCHES},
+            "vision_feature_layer": -1,
+        },
+        SIGHTS,
+    ),
+    "llava_next": (
+        "LlavaNextConfig",
+        {
+            **_SEEING,
+            "text_config": _TEXT,
+            "vision_config": {"model_type": "clip_vision_model", **_PATCHES, "patch_size": 8},
+            "vision_feature_layer": -1,
+            "image_grid_pinpoints": [[8, 8]],
+        },
+        SIGHTS,
+    ),
+    "idefics3": (
+        "Idefics3Config",
+        {**_SEEING, "text_config": _TEXT, "vision_config": _PATCHES, "scale_factor": 1},
+        SIGHTS,
+    ),
+    "smolvlm": (
+        "SmolVLMConfig",
+        {**_SEEING, "text_config": _TEXT, "vision_config": _PATCHES, "scale_factor": 1},
+        SIGHTS,
+    ),
+    "gemma3-vision": (
+        "Gemma3Config",
+        {
+            **_SEEING,
+            "text_config": {"model_type": "gemma3_text", **_HEADS, "sliding_window": 4},
+            "vision_config": {"model_type": "siglip_vision_model", **_PATCHES},
+            "mm_tokens_per_image": 4,
+        },
+        SIGHTS,
+    ),
+    "paligemma": (
+        "PaliGemmaConfig",
+        {
+            **_SEEING,
+            "text_config": {"model_type": "gemma", **_HEADS},
+            "vision_config": {"model_type": "siglip_vision_model", **_PATCHES},
+            "projection_dim": 32,
+        },
+        SIGHTS,
+    ),
 }
 
 ZOO = {**MORE, **NAMED}
@@ -284,6 +340,7 @@ def kind_of(family: str) -> str:
         _SEQ: "Encoders with a decoder",
         SPEECH: "Encoders with a decoder",
         IMAGES: "Images, and images with text",
+        SIGHTS: "Images, and images with text",
         PAIRS: "Images, and images with text",
     }
     return others.get(automodel, "Decoders")
@@ -354,24 +411,40 @@ class Prompt:
         return tokenizer()(self.text)["input_ids"]
 
 
+_PIXELS = {
+    "Idefics3Config": (1, 1, 3, 8, 8),
+    "SmolVLMConfig": (1, 1, 3, 8, 8),
+    "LlavaNextConfig": (1, 2, 3, 8, 8),
+}
+"""What one image becomes where that is not three colours of 8 by 8 pixels."""
+
+
 def prompts(module: torch.nn.Module) -> list[Prompt]:
     """Three prompts of unequal lengths for a model."""
     config = module.config
-    main = module.main_input_name
+    kind, main = type(config).__name__, module.main_input_name
     generator = torch.Generator().manual_seed(3)
     found = []
     for length, decoded in zip(LENGTHS, DECODED, strict=True):
         numbers = torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
+        if hasattr(config, "image_token_id"):  # an image, and then words
+            seen = 3 if kind == "LlavaNextConfig" else 4
+            last = len(WORDS) - 1
+            numbers = [last] * seen + [number % last for number in numbers[seen:]]
         text = " ".join(WORDS[number] for number in numbers)
         beside: dict[str, torch.Tensor] = {}
         if "pixel_values" in inspect.signature(module.forward).parameters:
-            beside["pixel_values"] = torch.randn(1, 3, 8, 8, generator=generator)
+            beside["pixel_values"] = torch.randn(
+                _PIXELS.get(kind, (1, 3, 8, 8)), generator=generator
+            )
         if main == "input_features":
             beside["input_features"] = torch.randn(1, 8, 32, generator=generator)
         if config.is_encoder_decoder:
             ids = torch.randint(5, 96, (1, decoded), generator=generator)
             beside["decoder_input_ids"] = ids
-        if type(config).__name__ == "CLIPConfig":
+        if kind == "LlavaNextConfig":
+            beside["image_sizes"] = torch.tensor([[8, 8]])
+        if kind == "CLIPConfig":
             text += " </s>"  # what it reads a text at
         found.append(Prompt(text if "input_ids" in main else None, beside))
     return found

@@ -35,6 +35,7 @@ class Mirror:
 
     def given(self, values: Any, varied: bool = True) -> Any:
         """`values` with the rows of the mirror; without `varied` all are rows of the batch."""
+        vary = _turned if _sees(values) else _varied
 
         def pick(leaf: torch.Tensor) -> torch.Tensor:
             if not leaf.ndim or leaf.shape[0] != self.total:
@@ -42,7 +43,7 @@ class Mirror:
             forth = [leaf[number % self.total] for number in range(_COMPARED)]
             if varied:
                 own = min(_OWN, self.total)
-                forth[own:] = [_varied(row, number) for number, row in enumerate(forth[own:])]
+                forth[own:] = [vary(row, number) for number, row in enumerate(forth[own:])]
             fill = [forth[0]] * (self.rows - 2 * _COMPARED)
             return torch.stack([*forth, *fill, *reversed(forth)])
 
@@ -74,13 +75,30 @@ def _varied(row: torch.Tensor, number: int) -> torch.Tensor:
     """A row of ids or of their embeddings whose first half is one token; of others the row."""
     if isinstance(row, FakeTensor):
         return row
-    ids = row.ndim == 1 and not row.is_floating_point() and row.numel() > 0 and row.max() > 1
     embedded = row.ndim == 2 and row.is_floating_point() and len(row) > 0
-    if not ids and not embedded:
+    if not _are_ids(row) and not embedded:
         return row
     half, row = len(row) // 2, row.clone()
     row[:half] = row[(half + number) % len(row)].clone()
     return row
+
+
+def _turned(row: torch.Tensor, number: int) -> torch.Tensor:
+    """A row of ids in another order: an image keeps as many places in it as it needs."""
+    return row.roll(number + 1) if _are_ids(row) else row
+
+
+def _are_ids(row: torch.Tensor) -> bool:
+    if isinstance(row, FakeTensor) or row.ndim != 1 or row.is_floating_point():
+        return False
+    return row.numel() > 0 and bool(row.max() > 1)
+
+
+def _sees(values: Any) -> bool:
+    """Whether there is something beside the ids, such as pixels."""
+    leaves = list(nested.leaves(values))
+    beside = any(leaf.ndim > 2 and leaf.is_floating_point() for leaf in leaves)
+    return beside and any(leaf.ndim == 2 and not leaf.is_floating_point() for leaf in leaves)
 
 
 def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:

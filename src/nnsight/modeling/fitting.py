@@ -25,6 +25,20 @@ def put_positions_right(fields: Fields, format: Format) -> None:
         fields["position_ids"] = positions(mask, format.first_position)
 
 
+def put_types_right(fields: Fields, format: Format) -> None:
+    """Add the types of tokens where without them a padded prompt would be read another way.
+
+    PaliGemma reads a prompt both ways. That of transformers 5 reads a padded one forwards only, if
+    it is not told that all of it is a prompt.
+    """
+    mask = fields.get("attention_mask")
+    config = getattr(format.module, "config", None)
+    if getattr(config, "model_type", "") != "paligemma" or "token_type_ids" in fields:
+        return
+    if mask is not None and mask.ndim == 2 and has_values(mask) and not mask.all():
+        fields["token_type_ids"] = torch.zeros_like(mask)
+
+
 def check_ids(fields: Fields, format: Format) -> None:
     """On an accelerator an id out of range ends the process; here it is an error that names it."""
     ids, size = fields.get("input_ids"), format.vocab_size

@@ -135,6 +135,10 @@ def format_of(module: torch.nn.Module, tokenizer: LazyTokenizer) -> Format:
     return Format(module, tokenizer, is_causal(module), seq2seq, *position_table(module))
 
 
+_FROM_ONE = ("paligemma",)  # families that have no table, and count from 1
+_TOKENS_OF_OTHERS = "image_token_id image_token_index audio_token_id audio_token_index".split()
+
+
 def is_causal(module: torch.nn.Module) -> bool:
     """Whether `module` is a decoder that reads from left to right.
 
@@ -150,6 +154,8 @@ def is_causal(module: torch.nn.Module) -> bool:
 
     if family in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False
+    if any(_setting(module, name) is not None for name in _TOKENS_OF_OTHERS):
+        return True  # it writes about images or sounds that stand in its text
     name = type(module).__name__
     listed = family in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return listed or "CausalLM" in name or "LMHead" in name
@@ -158,7 +164,7 @@ def is_causal(module: torch.nn.Module) -> bool:
 def position_table(module: torch.nn.Module) -> tuple[int | None, int]:
     """How many positions the module's table of absolute positions holds, and its first id.
 
-    `(None, 0)` for a module without such a table.
+    There is no number for a module without such a table.
     """
     if _setting(module, "position_embedding_type") == "rotary":  # a table may be there, unused
         return None, 0
@@ -168,7 +174,7 @@ def position_table(module: torch.nn.Module) -> tuple[int | None, int]:
             # RoBERTa counts from the row after the padding's; BART and OPT add `offset` inside
             first = 0 if table.padding_idx is None else table.padding_idx + 1
             return table.num_embeddings - first - getattr(table, "offset", 0), first
-    return None, 0
+    return None, int(_setting(module, "model_type") in _FROM_ONE)
 
 
 def _is_for_text(path: str) -> bool:

@@ -23,6 +23,7 @@ from nnsight.modeling.fitting import (
     drop_needless_types,
     has_values,
     put_positions_right,
+    put_types_right,
 )
 from nnsight.modeling.format import Format
 from nnsight.modeling.keywords import merged, refuse_misspelt, warn_swallowed
@@ -118,6 +119,7 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     check_ids(fields, format)
     if params.get("past_key_values") is None:
         put_positions_right(fields, format)
+        put_types_right(fields, format)
         check_length(fields, params, format)
     if has_values(fields.get("attention_mask")):
         warn_unmasked(fields, format)

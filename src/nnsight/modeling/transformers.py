@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight.modeling import errors, images
-from nnsight.modeling.format import Format, format_of, is_causal
+from nnsight.modeling.format import Format, format_of
 from nnsight.modeling.tasks import TASKS, task_of
 from nnsight.modeling.vlm import VisionLanguageModel
 from nnsight.remote.model_key import ModelKey
@@ -101,12 +101,9 @@ class TransformersModel(VisionLanguageModel):
     @property
     def _format(self) -> Format:
         if self._known_format is None or self._known_format.module is not self._module:
-            config = self.config
-            looks = hasattr(config, "image_token_id") or hasattr(config, "image_token_index")
-            causal = is_causal(self._module) or (looks and not config.is_encoder_decoder)
             places = any(hasattr(inner, "get_rope_index") for inner in self._module.modules())
             found = format_of(self._module, self._tokenizer)
-            self._known_format = dataclasses.replace(found, causal=causal, places_itself=places)
+            self._known_format = dataclasses.replace(found, places_itself=places)
         return self._known_format
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:
