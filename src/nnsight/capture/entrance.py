@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import CodeType, FunctionType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nnsight.capture import traceback
 from nnsight.capture.frames import Span, linetable
@@ -46,6 +47,12 @@ def entrance(filename: str, name: str, span: Span) -> CodeType:
     return _entrance_code.replace(
         co_filename=filename, co_name=name, co_firstlineno=span[0], co_linetable=table
     )
+
+
+def call_at(filename: str, name: str, span: Span, step: Callable[[], Any]) -> Any:
+    """Call `step` from the function `name` at `span`: a line of the user's in the traceback."""
+    given = {**GLOBALS, "step": lambda: (step(), None)}
+    return FunctionType(entrance(filename, name, span), given)()
 
 
 def raise_at(filename: str, name: str, span: Span, error: BaseException) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight.modeling import load_errors, remoting, standard
+from nnsight.modeling import load_errors, standard
 from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
@@ -152,10 +152,6 @@ class HuggingFaceModel(NNsight):
     def revision(self) -> str | None:
         """The revision that was asked for; None for the default one."""
         return self._loader.revision
-
-    _remote_settings = remoting.settings
-    _with_remote_settings = remoting.with_settings
-    _remote_parts = remoting.parts
 
     @property
     def _task(self) -> str | None:

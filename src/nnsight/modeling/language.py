@@ -12,6 +12,7 @@ import torch
 
 from nnsight.capture.callsite import is_entered
 from nnsight.config import CONFIG
+from nnsight.envoy.envoy import Envoy
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
@@ -217,5 +218,9 @@ class LanguageModel(HuggingFaceModel):
         return reading.batch(inputs, self._format.of(fn))
 
 
-_TRACE_KEYWORDS = frozenset(inspect.signature(HuggingFaceModel.trace).parameters)
+_TRACE_KEYWORDS = frozenset(
+    name
+    for trace in (HuggingFaceModel.trace, Envoy.trace)
+    for name in inspect.signature(trace).parameters
+)
 """What a trace itself takes; the other keywords are for the model."""

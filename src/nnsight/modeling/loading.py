@@ -203,6 +203,8 @@ class Checkpoint:
         self._automodel = automodel
         self._meta_buffers = meta_buffers
         options = {name: value for name, value in options.items() if value is not None}
+        named = {"automodel": automodel, "config": config}
+        self.given = {**options, **{n: v for n, v in named.items() if v is not None}}
         self._hub = chosen(options, ("revision", *HUB))
         self.remote_code = bool(self._hub.get("trust_remote_code"))
         self._options = {name: options[name] for name in options if name not in self._hub}

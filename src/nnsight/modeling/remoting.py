@@ -1,10 +1,74 @@
-"""What another process must know of a model to see it as this one does."""
+"""`remote=`: where a block of a model runs, and what must be known of the model there."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from nnsight.capture.tracer import Backend, run_here
+from nnsight.remote.context import is_serving
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a user says of where a block runs."""
+
+    remote: bool | str
+    blocking: bool = True
+    job_id: str | None = None
+    verbose: bool = False
+    timeout: float | None = None
+
+    def backend(self, model: Any) -> Backend:
+        """What takes the captured block.
+
+        Raises:
+            ValueError: `remote` is neither True, "local" nor an address.
+        """
+        if is_serving():  # this code came over the wire: where it runs is where it was sent
+            return run_here
+        if self.remote == "local":
+            from nnsight.remote.simulate import LocalSimulationBackend
+
+            return LocalSimulationBackend(model, opening(model), timeout=self.timeout)
+        from nnsight.remote.ask import is_address
+        from nnsight.remote.client import RemoteBackend
+        from nnsight.remote.errors import no_place
+
+        host = self.remote if isinstance(self.remote, str) else None
+        if host is not None and not is_address(host):
+            raise no_place(host)
+        return RemoteBackend(
+            model,
+            host,
+            blocking=self.blocking,
+            job_id=self.job_id,
+            verbose=self.verbose,
+            timeout=self.timeout,
+        )
+
+    def as_keywords(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def plain(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What the model returns, without a block of the user's."""
+    with model.trace(*args, **kwargs) as tracer:
+        result = tracer.result.save()
+    return result
+
+
+def opening(model: Any) -> dict[str, Any]:
+    """How another process on this machine opens the same model."""
+    kind, options = type(model), dict(getattr(model._loader, "given", {}))
+    return {
+        "class": [kind.__module__, kind.__qualname__],
+        "key": model.to_model_key(),
+        "options": options,
+    }
 
 
 def settings(model: Any) -> dict[str, Any]:

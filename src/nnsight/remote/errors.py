@@ -4,7 +4,22 @@ from __future__ import annotations
 
 
 class RemoteError(Exception):
-    """A block did not run on a server, or failed there."""
+    """A block did not run on a server, or failed there.
+
+    `job_id` is the id of its job, if there is one; `saved` holds what was saved before the error.
+    """
+
+    job_id: str | None = None
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        self.args = (message, *more)
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class RemoteTimeoutError(RemoteError, TimeoutError):
+    """A job did not end within the time that was given to wait for it."""
 
 
 class PayloadError(RemoteError):
@@ -47,4 +62,112 @@ def not_a_trace(kind: str) -> NotSendableError:
     """A kind of block that has no meaning in another process."""
     return NotSendableError(
         f"a `{kind}` cannot be sent: `model.trace`, `generate`, `scan` and `session` can."
+    )
+
+
+class RefusedError(RemoteError):
+    """A server does not take a request."""
+
+    status = 0
+    """The HTTP status of its answer."""
+
+
+def _job(job: str) -> str:
+    """How the result of a job can still be had."""
+    if not job:
+        return ""
+    return (
+        f" The job {job} goes on there: its result can be had later, by "
+        f"`model.trace(..., remote=True, job_id={job!r})` or `RemoteBackend(job_id={job!r})()`."
+    )
+
+
+def _of_job(error: RemoteError, job: str) -> RemoteError:
+    error.job_id = job or None
+    return error
+
+
+def timed_out(host: str, job: str) -> RemoteError:
+    """The user's own time limit."""
+    text = f"The server at {host} did not give a result within the time given (`timeout=`)."
+    return _of_job(RemoteTimeoutError(text + _job(job)), job)
+
+
+def lost(host: str, why: str, job: str) -> RemoteError:
+    """A line that stays broken."""
+    return _of_job(RemoteError(f"The server at {host} is lost: {why}.{_job(job)}"), job)
+
+
+def refused(host: str, status: int, detail: str, job: str = "") -> RefusedError:
+    """What the server says of a request."""
+    way_out = ""
+    if status in (401, 403):
+        way_out = " `nnsight.login()` asks for a key and keeps it; `NDIF_API_KEY` holds one, too."
+    error = RefusedError(f"{host} answers {status}: {detail.rstrip('.')}.{way_out}")
+    error.status = status
+    _of_job(error, job)
+    return error
+
+
+def unknown_job(host: str, job: str) -> RemoteError:
+    """A job that was never there, or whose result is gone."""
+    return _of_job(
+        RemoteError(
+            f"{host} knows no job {job!r}: it was never there, belongs to another key, or its "
+            "result was kept for its time and is gone."
+        ),
+        job,
+    )
+
+
+def not_understood(host: str) -> RemoteError:
+    """An answer that no server of ours gives."""
+    return RemoteError(f"{host} does not answer as a server of nnsight does.")
+
+
+def cancelled(job: str) -> str:
+    return f"The job {job} was cancelled."
+
+
+def payload_too_large(size: int, limit: int) -> NotSendableError:
+    """A block with more values than the server takes."""
+    return NotSendableError(
+        f"This block has {size / 2**20:.1f} MiB with the values that it uses, and the server takes "
+        f"{limit / 2**20:.0f} MiB. Let it make or load large values there, or send fewer."
+    )
+
+
+def lacking(what: str, where: str) -> NotSendableError:
+    """A package that a block needs and the server does not have."""
+    used = f" (`{where}` needs it)" if where else ""
+    return NotSendableError(
+        f"This block cannot run on the server: {what}{used}. If it is Python of your own, "
+        "`nnsight.register(module)` sends its source along."
+    )
+
+
+def no_job() -> RemoteError:
+    """A question about a job where none was sent."""
+    return RemoteError("No job was sent from here, and no `job_id` was given.")
+
+
+def process_ended(status: int) -> RemoteError:
+    """The process that ran a block is gone."""
+    how = f"by signal {-status}" if status < 0 else f"with status {status}"
+    return RemoteError(f"The process that ran the block ended, {how}, before the block did.")
+
+
+def no_place(remote: str) -> ValueError:
+    """A word for `remote=` that is none."""
+    return ValueError(
+        f"`remote={remote!r}` says nowhere: write True for the server of `CONFIG.API.HOST`, the "
+        'address of another one ("http://localhost:8001"), or "local" for a fresh process here.'
+    )
+
+
+def no_model() -> RemoteError:
+    """A block, and nothing that says what it runs on."""
+    return RemoteError(
+        "This backend was made with the key of a model, which is enough to ask for a result. To "
+        "run a block give it the model: `RemoteBackend(model)`, or `model.trace(remote=True)`."
     )

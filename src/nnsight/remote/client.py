@@ -1,0 +1,236 @@
+"""`RemoteBackend`: runs a captured block on a server, and binds what it saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from nnsight.capture.traceback import note
+from nnsight.capture.tracer import Tracer
+from nnsight.config import CONFIG
+from nnsight.remote import environment, errors, payload
+from nnsight.remote.connection import Connection
+from nnsight.remote.deadline import Deadline
+from nnsight.remote.display import Display
+from nnsight.remote.failure import error_of, raise_through
+from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
+from nnsight.remote.warned import give_again
+
+OURS = "nnsight/1"
+
+
+class RemoteBackend:
+    """Where a block runs that is left under `remote=True`: on a server.
+
+    With `blocking=False` the block is sent and this returns at once: `backend.job_id` says which
+    job it is, `backend()` or `backend.poll()` gives None until it has ended and then the saved
+    values by name, `backend.wait()` waits for them.
+
+    Args:
+        model: the model that the block runs on, or its key (to ask for the result of a job).
+        host: the server's address; `CONFIG.API.HOST` if left out.
+        api_key: the user's key; `CONFIG.API.APIKEY` if left out.
+        env: what else the server is told, for servers that ask for it.
+        blocking: whether to wait for the values.
+        job_id: of a job that was sent before: its result is asked for, and nothing is sent.
+        verbose: whether to show every state of the job, and not the last one only.
+        timeout: seconds to wait at most; the job itself goes on. None waits for ever.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        host: str | None = None,
+        api_key: str | None = None,
+        env: Mapping[str, Any] | None = None,
+        blocking: bool = True,
+        job_id: str | None = None,
+        verbose: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        self.model = None if isinstance(model, str) else model
+        self.model_key = model if isinstance(model, str) else None
+        self.host = (host or CONFIG.API.HOST).rstrip("/")
+        self.api_key = api_key
+        self.env = dict(env or {})
+        self.blocking = blocking
+        self.verbose = verbose
+        self.timeout = timeout
+        self.job_id = job_id
+        self.status: str | None = None  # the state that was last heard of
+        self._sent: Mapping[int, Any] = {}
+        self._seen = 0
+
+    @property
+    def job_status(self) -> str | None:
+        """The same as `status` (an older name)."""
+        return self.status
+
+    # --- as a backend -----------------------------------------------------------------------------
+
+    def __call__(self, tracer: Tracer | None = None) -> Any:
+        """Run a captured block; without one, ask for the values of the job.
+
+        Raises:
+            NotSendableError: the block uses what cannot leave this process; nothing was sent.
+            RemoteError: the server cannot be reached, or the block failed there; then it is an
+                error of the original type too, where that is one of Python's.
+        """
+        if tracer is None:
+            return self.poll()
+        tracer.received = {}
+        if self.job_id is not None:
+            values = self.wait() if self.blocking else self.poll()
+            tracer.received = values or {}
+        elif self.blocking:
+            self._run(tracer)
+        else:
+            self._submit(tracer)
+        return None
+
+    def _request(self, tracer: Tracer, connection: Connection) -> payload.Request:
+        """The block as data, seen to be what the server can take."""
+        if self.model is None:
+            raise errors.no_model()
+        request = payload.write(tracer, self.model, environment.is_local, CONFIG.API.COMPRESS)
+        with contextlib.suppress(environment.errors.ServiceError):
+            about = environment.remote_env(self.host)
+            for lack in environment.lacking(request.imported, about):
+                if lack.absent:
+                    raise errors.lacking(str(lack), request.imported.get(lack.name, ""))
+            limit = (about.get("limits") or {}).get("body")
+            if isinstance(limit, int) and request.size > limit:
+                raise errors.payload_too_large(request.size, limit)
+        self._sent, self.model_key = request.sent, request.key
+        return request
+
+    def _connection(self, deadline: Deadline, notice: Any = lambda text: None) -> Connection:
+        job = self.job_id or ""
+        return Connection(self.host, self.api_key, deadline, notice, job, self._seen)
+
+    def _run(self, tracer: Tracer) -> None:
+        with Display(self.verbose) as display:
+            connection = self._connection(Deadline.after(self.timeout), display.notice)
+            request = self._request(tracer, connection)
+            with self._cancelled_by_ctrl_c(connection):
+                answer = connection.submit(request.key, request.pieces, stream=True)
+                last = self._follow(connection.events(answer), connection, display)
+                result = self._result(last, connection, display)
+        self._finish(last, result, tracer)
+
+    def _submit(self, tracer: Tracer) -> None:
+        connection = self._connection(Deadline.after(self.timeout))
+        request = self._request(tracer, connection)
+        answer = connection.submit(request.key, request.pieces, stream=False)
+        first = next(connection._lines(answer), None)
+        answer.close()
+        if first is None or not first.id:
+            raise errors.not_understood(self.host)
+        self.job_id, self.status = first.id, first.status
+
+    @contextlib.contextmanager
+    def _cancelled_by_ctrl_c(self, connection: Connection) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if connection.job:
+                connection.cancel()
+                note(interrupt, errors.cancelled(connection.job))
+            raise
+
+    # --- a job that was sent ----------------------------------------------------------------------
+
+    def poll(self) -> dict[str, Any] | None:
+        """The saved values by name; None while the job has not ended.
+
+        Raises:
+            RemoteError: the job failed, or is not known.
+        """
+        connection = self._connection(Deadline.after(self.timeout))
+        if not connection.job:
+            raise errors.no_job()
+        last = connection.latest()
+        if last is None or not last.ends:
+            self.status = None if last is None else last.status
+            return None
+        self.status = last.status
+        with Display(self.verbose) as display:
+            return self._finish(last, self._result(last, connection, display))
+
+    def wait(self, timeout: float | None = None) -> dict[str, Any]:
+        """The saved values by name, when the job has ended. What it printed is printed.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            RemoteTimeoutError: the time is over; the job goes on.
+            RemoteError: the job failed, or is not known.
+        """
+        limit = self.timeout if timeout is None else timeout
+        with Display(self.verbose) as display:
+            connection = self._connection(Deadline.after(limit), display.notice)
+            if not connection.job:
+                raise errors.no_job()
+            last = self._follow(connection.events(), connection, display)
+            result = self._result(last, connection, display)
+        return self._finish(last, result)
+
+    def cancel(self) -> None:
+        """End the job, wherever it is."""
+        if self.job_id is None:
+            raise errors.no_job()
+        self._connection(Deadline()).cancel()
+
+    # --- what a server says -----------------------------------------------------------------------
+
+    def _follow(self, events: Iterator[Event], connection: Connection, display: Display) -> Event:
+        """See a job to its end: show its states, print what it prints."""
+        for event in events:
+            self.job_id, self._seen = connection.job or None, connection.seen
+            if event.status == LOG:
+                display.print(event.description)
+                continue
+            self.status = event.status
+            display.status(event)
+            if event.ends:
+                return event
+        raise errors.lost(self.host, "its events end before the job does", connection.job)
+
+    def _result(self, last: Event, connection: Connection, display: Display) -> payload.Result:
+        """What the job saved; nothing where it failed before it saved."""
+        if last.data is None:
+            return payload.Result({}, [])
+        size = last.data.get("size", 0) if isinstance(last.data, dict) else 0
+        content = connection.result(last.data, display.download(size))
+        return payload.read_result(content, self._sent, self.model)
+
+    def _finish(
+        self, last: Event, result: payload.Result, tracer: Tracer | None = None
+    ) -> dict[str, Any]:
+        """Hand over what came back, and raise what the block raised."""
+        self._sent = {}
+        if tracer is not None:
+            tracer.received = result.names
+        give_again(result.warned)
+        if last.status == ERROR:
+            failure = failure_in(last)
+            error = error_of(failure, last.id or self.job_id or "")
+            error.saved = result.names  # type: ignore[attr-defined]
+            raise_through(error, failure.frames)
+        assert last.status == COMPLETED
+        return result.names
+
+
+def failure_in(event: Event) -> Failure:
+    """The error that a job ended with."""
+    about = (event.meta or {}).get("error") if isinstance(event.meta, dict) else None
+    try:
+        return msgspec.convert(about, Failure)
+    except msgspec.ValidationError:  # another server's: its text is all there is
+        return Failure(
+            "RemoteError", event.description or "the job failed", "nnsight.remote.errors"
+        )

@@ -1,0 +1,318 @@
+"""Talking to a server: a request goes out once, whatever the line does, and its events come back.
+
+A job's events are a log with numbers. A stream that breaks is taken up again after the last number
+that was seen, so nothing is missed and nothing is seen twice. A second POST with the same
+idempotency key is no second job.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import requests
+
+from nnsight.config import CONFIG
+from nnsight.remote import errors
+from nnsight.remote.ask import reason
+from nnsight.remote.deadline import Deadline
+from nnsight.remote.messages import Event
+from nnsight.remote.wire import MEDIA_TYPE
+from nnsight.version import __version__
+
+CONNECT = 10.0  # seconds for a connection
+SILENCE = 35.0  # seconds without a heartbeat after which a line is taken for dead
+PATIENCE = 120.0  # seconds of failures in a row after which a line is given up
+_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
+_BUSY = (429, 503)
+_BROKEN = (requests.RequestException, OSError, EOFError)
+_sessions: dict[tuple[int, str], requests.Session] = {}
+
+
+class _Body(io.RawIOBase):
+    """The pieces of a message as a file, so that no copy of the whole is made."""
+
+    def __init__(self, pieces: Sequence[Any]) -> None:
+        self._views = [memoryview(piece).cast("B") for piece in pieces if memoryview(piece).nbytes]
+        self._size = sum(view.nbytes for view in self._views)
+        self._index = self._at = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._index >= len(self._views):
+            return b""
+        view = self._views[self._index]
+        end = view.nbytes if size < 0 else min(view.nbytes, self._at + max(size, 1 << 20))
+        part = bytes(view[self._at : end])
+        self._at = end
+        if end == view.nbytes:
+            self._index, self._at = self._index + 1, 0
+        return part
+
+
+@dataclass
+class Connection:
+    """A server, and the job that is followed there.
+
+    Args:
+        host: its address.
+        api_key: the user's key.
+        deadline: when to stop waiting.
+        notice: told what is waited for, when it is not the job itself.
+    """
+
+    host: str
+    api_key: str | None = None
+    deadline: Deadline = field(default_factory=Deadline)
+    notice: Callable[[str], None] = lambda text: None
+    job: str = ""
+    seen: int = 0
+
+    # --- one exchange -----------------------------------------------------------------------------
+
+    def _session(self) -> requests.Session:
+        key = os.getpid(), self.host
+        session = _sessions.get(key)
+        if session is None:
+            session = _sessions[key] = requests.Session()
+            session.max_redirects = 0
+        return session
+
+    def _headers(self) -> dict[str, str]:
+        key = CONFIG.API.APIKEY if self.api_key is None else self.api_key
+        headers = {"nnsight-version": __version__, "python-version": sys.version.split()[0]}
+        if key:
+            headers["ndif-api-key"] = str(key)
+        return headers
+
+    def _send(
+        self, method: str, path: str, data: Any = None, headers: Mapping[str, str] | None = None
+    ) -> requests.Response:
+        """One exchange; the body of the answer is yet to be read."""
+        return self._session().request(
+            method,
+            self.host + path,
+            data=data,
+            headers={**self._headers(), **(headers or {})},
+            stream=True,
+            allow_redirects=False,
+            timeout=(min(CONNECT, self._left()), min(SILENCE, self._left())),
+        )
+
+    def _left(self) -> float:
+        left = self.deadline.left
+        if left <= 0:
+            raise errors.timed_out(self.host, self.job)
+        return left
+
+    def _until_answered(
+        self,
+        method: str,
+        path: str,
+        data: Callable[[], Any] = lambda: None,
+        headers: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """The answer to a request that may be sent again: it is, while the line or server fails."""
+        failing = Deadline.after(PATIENCE)
+        for attempt in range(1_000_000):
+            why = wait = None
+            try:
+                answer = self._send(method, path, data(), headers)
+            except _BROKEN as error:
+                why = reason(error)
+            else:
+                if answer.status_code < 300:
+                    return answer
+                detail = _detail(answer)
+                if answer.status_code not in (*_BUSY, 502, 504):
+                    raise errors.refused(self.host, answer.status_code, detail, self.job)
+                wait = _retry_after(answer)
+                if answer.status_code in _BUSY:
+                    failing = Deadline.after(PATIENCE)  # it is there, and asks for patience
+                why = detail
+            self._pause(attempt, wait, why, failing)
+        raise AssertionError("the deadline comes first")
+
+    def _pause(self, attempt: int, wait: float | None, why: str | None, failing: Deadline) -> None:
+        if failing.left <= 0:
+            raise errors.lost(self.host, why or "", self.job)
+        seconds = _PAUSES[min(attempt, len(_PAUSES) - 1)] if wait is None else wait
+        if attempt:
+            self.notice(f"{why or 'no answer'}; trying again in {seconds:g} s")
+        time.sleep(max(0.0, min(seconds, self._left())))
+
+    # --- a job ------------------------------------------------------------------------------------
+
+    def submit(self, key: str, pieces: Sequence[Any], stream: bool) -> requests.Response:
+        """Send a block.
+
+        Args:
+            key: of the model.
+            pieces: of the message.
+            stream: whether the answer is the events of the job, or the first of them only.
+
+        Raises:
+            RemoteError: the server does not take it, or cannot be reached.
+        """
+        headers = {
+            "Content-Type": MEDIA_TYPE,
+            "nnsight-model-key": key,
+            "Idempotency-Key": str(uuid.uuid4()),
+        }
+        if stream:
+            headers["nnsight-stream"] = "1"
+        small = sum(memoryview(piece).nbytes for piece in pieces) < 1 << 20
+        whole = b"".join(pieces) if small else None
+        return self._until_answered(
+            "POST", "/request", lambda: _Body(pieces) if whole is None else whole, headers
+        )
+
+    def events(self, answer: requests.Response | None = None) -> Iterator[Event]:
+        """The events of the job, to the one that ends it.
+
+        Args:
+            answer: what carries them; asked for if left out.
+
+        Raises:
+            RemoteError: the line is lost, or the deadline has come. The job goes on.
+        """
+        failing = Deadline.after(PATIENCE)
+        attempt = 0
+        while True:
+            why = "the server hung up"
+            try:
+                if answer is None:
+                    path = f"/events/{self.job}?after={self.seen}"
+                    answer = self._until_answered("GET", path)
+                for event in self._lines(answer):
+                    failing, attempt = Deadline.after(PATIENCE), 0
+                    if event is not None and event.seq > self.seen:
+                        self.job, self.seen = event.id or self.job, event.seq
+                        yield event
+                        if event.ends:
+                            return
+            except _BROKEN as error:
+                why = reason(error)
+            finally:
+                if answer is not None:
+                    answer.close()
+            answer = None
+            if not self.job:
+                raise errors.lost(self.host, why, "")
+            self._pause(attempt, None, why, failing)
+            attempt += 1
+
+    def _lines(self, answer: requests.Response) -> Iterator[Event | None]:
+        """The events of a stream as they come; None for a heartbeat."""
+        rest = b""
+        for chunk in answer.iter_content(chunk_size=None):
+            self._left()
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                yield _event(line) if line.strip() else None
+
+    def latest(self) -> Event | None:
+        """The state that the job is in; None while the server does not know the job yet."""
+        try:
+            answer = self._until_answered("GET", f"/response/{self.job}")
+        except errors.RefusedError as error:
+            if error.status == 404:
+                raise errors.unknown_job(self.host, self.job) from None
+            raise
+        return _event(answer.content)
+
+    def cancel(self) -> None:
+        """End the job, wherever it is. Says nothing if that cannot be done."""
+        if not self.job:
+            return
+        try:
+            self._session().delete(
+                f"{self.host}/job/{self.job}", headers=self._headers(), timeout=5.0
+            )
+        except _BROKEN:
+            pass
+
+    def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray:
+        """The bytes that an event refers to.
+
+        Args:
+            data: of the event that ended the job.
+            progress: told how many more bytes are there.
+
+        Raises:
+            RemoteError: they are there no longer, or the line is lost.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("size"), int):
+            raise errors.not_understood(self.host)
+        if isinstance(data.get("inline"), str):
+            return bytearray(base64.b64decode(data["inline"]))
+        size, path = data["size"], str(data.get("url"))
+        if not path.startswith("/"):
+            raise errors.not_understood(self.host)
+        found = bytearray(size)
+        view, at, attempt = memoryview(found), 0, 0
+        failing = Deadline.after(PATIENCE)
+        while at < size:
+            headers = {"Range": f"bytes={at}-"} if at else {}
+            answer = self._until_answered("GET", path, headers=headers)
+            if at and answer.status_code != 206:
+                at = 0
+            before, why = at, "the download was cut off"
+            try:
+                for chunk in answer.iter_content(1 << 20):
+                    self._left()
+                    view[at : at + len(chunk)] = chunk
+                    at += len(chunk)
+                    if progress is not None:
+                        progress(len(chunk))
+            except _BROKEN as error:
+                why = reason(error)
+            except ValueError:
+                raise errors.not_understood(self.host) from None
+            finally:
+                answer.close()
+            if at < size:
+                if at > before:
+                    failing, attempt = Deadline.after(PATIENCE), 0
+                self._pause(attempt, None, why, failing)
+                attempt += 1
+        return found
+
+
+def _event(line: bytes) -> Event:
+    try:
+        return msgspec.json.decode(line, type=Event)
+    except msgspec.DecodeError:
+        raise EOFError("a line that is no event") from None
+
+
+def _detail(answer: requests.Response) -> str:
+    """What a server says of a request that it does not take."""
+    try:
+        found = answer.json()
+        detail = found.get("detail") if isinstance(found, dict) else None
+    except ValueError:
+        detail = None
+    finally:
+        answer.close()
+    return detail if isinstance(detail, str) else (answer.reason or "no reason is given")
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    try:
+        return min(float(answer.headers.get("Retry-After", "")), 60.0)
+    except ValueError:
+        return None

@@ -1,0 +1,77 @@
+"""An error that happened elsewhere, raised here: of its own type, at the user's own lines."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import linecache
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from nnsight.capture.entrance import call_at
+from nnsight.capture.traceback import note
+from nnsight.remote.errors import RemoteError
+from nnsight.remote.messages import Failure, Line
+
+
+def error_of(failure: Failure, job: str = "") -> RemoteError:
+    """The error that a failure tells of.
+
+    It is a `RemoteError`, and an error of the original type too where that is one of Python's or of
+    this library's.
+    """
+    error = _kind(failure.module, failure.type)(failure.message)
+    error.job_id = job or None
+    for text in failure.notes:
+        note(error, text)
+    if failure.cause is not None:
+        error.__cause__ = error_of(failure.cause)
+    if job:
+        note(error, f"(job {job})")
+    return error
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(module: str, name: str) -> type[RemoteError]:
+    own = vars(builtins).get(name) if module == "builtins" else None
+    if module.partition(".")[0] == "nnsight":  # what is loaded; nothing is imported on its word
+        own = getattr(sys.modules.get(module), name, None)
+    if not isinstance(own, type) or not issubclass(own, Exception):
+        return RemoteError
+    if issubclass(own, RemoteError):
+        return own
+    try:
+        return type(own.__name__, (RemoteError, own), {"__module__": "nnsight.remote"})
+    except TypeError:  # its layout is its own
+        return RemoteError
+
+
+def raise_through(error: BaseException, lines: Sequence[Line]) -> NoReturn:
+    """Raise `error` through frames that stand at the user's lines."""
+    for line in lines:
+        _know(line)
+    held = [error]
+    del error  # its traceback will hold this frame
+    _raise(held, list(lines))
+    raise AssertionError("it was raised")
+
+
+def _raise(held: list[BaseException], lines: list[Line]) -> Any:
+    if not lines:
+        raise held.pop()
+    line, rest = lines[0], lines[1:]
+    text = linecache.getline(line.filename, line.lineno).rstrip()
+    span = (line.lineno, line.lineno, len(text) - len(text.lstrip()), len(text))
+    call_at(line.filename, line.function, span, lambda: _raise(held, rest))
+
+
+def _know(line: Line) -> None:
+    """Let a traceback show a line whose file is not here."""
+    if linecache.getline(line.filename, line.lineno) or not line.text:
+        return
+    known = linecache.cache.get(line.filename)
+    lines = list(known[2]) if known is not None and len(known) == 4 else []
+    lines += ["\n"] * (line.lineno - len(lines))
+    lines[line.lineno - 1] = f"{line.text}\n"
+    linecache.cache[line.filename] = (sum(map(len, lines)), None, lines, line.filename)
