@@ -6,23 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnsight.remote.messages import Failure
+from nnsight.remote.model_key import ModelKey
+
 
 @dataclass
 class Outcome:
     result: bytes | None
-    failure: dict[str, Any] | None
+    failure: Failure | None
 
 
 class Fake:
     """`Loaded` of `nnsight.server.worker`."""
 
     def __init__(self, model: str) -> None:
-        self.facts = {"kind": "Fake", "n_params": 0, "task": "text-generation"}
+        key = str(ModelKey(model, task="text-generation"))
+        self.facts = {"kind": "Fake", "n_params": 0, "model_key": key}
         self._changed: list[str] = []  # that torch would have noted
         self._hidden: list[str] = []  # that only the bytes show
 
     def perform(self, format: str, body: memoryview, say: Any) -> Outcome:
         names: dict[str, Any] = {"say": say, "result": b"", "failure": None, "model": self}
+        names["Failure"] = Failure
         exec(bytes(body).decode(), names)
         return Outcome(names["result"], names["failure"])
 

@@ -63,7 +63,7 @@ def test_the_newest_state_is_never_a_printed_line(shared: Server):
 
 
 def test_an_error_of_the_block_reaches_the_client_with_what_was_saved(shared: Server):
-    code = "result = b'so far'; failure = {'type': 'ValueError', 'text': 'ValueError: no'}"
+    code = "result = b'so far'; failure = Failure('ValueError', 'no')"
     last = shared.run(code)
     assert last["status"] == "ERROR" and last["description"] == "ValueError: no"
     assert last["meta"]["error"]["type"] == "ValueError"
@@ -96,6 +96,6 @@ def test_a_line_without_an_end_is_told_too(shared: Server):
 
 
 def test_a_result_of_nothing_is_a_result(shared: Server):
-    assert shared.run("result = None")["data"] is None
+    assert "data" not in shared.run("result = None")
     last = shared.run("result = b''")
     assert last["data"]["size"] == 0 and shared.get(last["data"]["url"]).content == b""

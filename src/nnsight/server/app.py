@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from nnsight.server import errors, facts, intake, pages
 from nnsight.server.errors import Refused
+from nnsight.server.events import line
 from nnsight.server.gate import Gate, answer
 from nnsight.server.keys import Key
 from nnsight.server.serving import Serving
@@ -44,6 +45,8 @@ class Api:
         if request.headers.get("nnsight-stream") == "1":
             return EventStream(self.server, job.id)
         first = self.server.store.events(job.id, limit=1)[0]
+        if job.format == intake.OURS:
+            return Response(line(first), media_type="application/json")
         return JSONResponse(as_ndif(first, job.format, self._link(request)))
 
     async def events(self, request: Request) -> Response:

@@ -6,11 +6,12 @@ An engine of many machines has the same four methods, and its own way to hand ov
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nnsight.remote.messages import Failure
 from nnsight.server.errors import End
 from nnsight.server.limits import Limits
 
@@ -32,8 +33,7 @@ class Ended:
     """How a task ended: by itself (`failure` is its block's) or by the engine (`end`)."""
 
     size: int | None = None  # bytes of the result; None: there is none
-    failure: Mapping[str, Any] | None = None
-    text: str = ""
+    failure: Failure | None = None
     seconds: float = 0.0
     memory: int = 0
     end: End | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from nnsight.remote.messages import Failure
+from nnsight.remote.model_key import ModelKey
 from nnsight.server.limits import MIB, Limits
 
 
@@ -35,18 +36,10 @@ class End(msgspec.Struct, frozen=True):
     type: str
     text: str
 
-    def meta(self) -> dict[str, Any]:
-        """The error as a client reads it; its block has no lines in it."""
-        return {
-            "error": {
-                "type": self.type,
-                "module": "nnsight.server",
-                "message": self.text,
-                "frames": [],
-                "notes": [],
-                "phase": "server",
-            }
-        }
+    @property
+    def failure(self) -> Failure:
+        """The error as a client reads it: no line of the block is in it."""
+        return Failure(self.type, self.text, "nnsight.server", phase="server")
 
 
 # --- starting --------------------------------------------------------------------------------
@@ -138,17 +131,23 @@ def no_model_key() -> Refused:
     return Refused(422, "The request does not say which model it is for (nnsight-model-key).")
 
 
-def bad_model_key(text: str) -> Refused:
-    return Refused(422, f"{text[:200]!r} is not the key of a model, which is a class:{{json}}.")
+def bad_model_key(reason: str) -> Refused:
+    return Refused(422, _sentence(reason))
 
 
 def no_such_model(asked: str, served: Sequence[str]) -> Refused:
     return Refused(404, f"This server has no model {asked}; it has {', '.join(served)}.")
 
 
-def other_revision(asked: str, revision: str | None, served: Sequence[str | None]) -> Refused:
-    have = ", ".join(one or "the default one" for one in served)
-    return Refused(404, f"This server has {asked} in another revision: {have}, not {revision}.")
+def other_form(asked: ModelKey, here: ModelKey) -> Refused:
+    return Refused(
+        404, f"This server has {here.repo_id} {_form(here)}, and was asked for it {_form(asked)}."
+    )
+
+
+def _form(key: ModelKey) -> str:
+    revision = key.revision or "main"
+    return f"in revision {revision}" + (f" for {key.task}" if key.task else "")
 
 
 def bad_envelope(reason: str) -> Refused:
@@ -286,11 +285,15 @@ def prints_full(limits: Limits) -> str:
     )
 
 
-def weights_changed(names: Sequence[str]) -> str:
+def left_otherwise(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"[the block changed the model itself ({shown}); it is put back before the next job]"
+    return f"[the block left {shown} changed; the model is loaded again before the next job]"
 
 
 def size(bytes: int) -> str:
     """Bytes for people."""
     return f"{bytes / MIB:.4g} MiB" if bytes >= MIB // 10 else f"{bytes} bytes"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import sys
 import time
-from importlib import metadata
 from typing import Any
 
+from nnsight.remote import model_key
+from nnsight.remote.environment import get_local_env
 from nnsight.server.limits import Limits
 from nnsight.server.serving import Serving
 
@@ -18,24 +17,8 @@ _LEVEL = {"ready": "RUNNING", "busy": "RUNNING", "loading": "DEPLOYING", "broken
 
 async def environment(limits: Limits) -> dict[str, Any]:
     """What a client compares with its own before it sends."""
-    return {
-        "python_version": sys.version,
-        "packages": await asyncio.to_thread(_packages),
-        "protocols": list(PROTOCOLS),
-        "limits": limits.public(),
-    }
-
-
-@functools.cache
-def _packages() -> dict[str, str]:
-    """The version of each module that can be imported here."""
-    found = {}
-    for module, names in metadata.packages_distributions().items():
-        try:
-            found[module] = metadata.version(names[0])
-        except metadata.PackageNotFoundError:
-            continue
-    return dict(sorted(found.items()))
+    local = await asyncio.to_thread(get_local_env)  # the first time takes a moment
+    return {**local, "protocols": list(PROTOCOLS), "limits": limits.public()}
 
 
 def status(server: Serving) -> dict[str, Any]:
@@ -43,8 +26,8 @@ def status(server: Serving) -> dict[str, Any]:
     deployments = {}
     for one in server.served:
         now = server.engine.state(one.name)
-        task = now.facts.get("task")
-        key = one.key(task)
+        key = now.facts.get("model_key") or str(one.key)
+        named = model_key.parse(key)
         deployments[f"0:ModelActor:{key}"] = {
             "application_state": _LEVEL[now.state],
             "deployment_level": "HOT",
@@ -54,9 +37,9 @@ def status(server: Serving) -> dict[str, Any]:
             "execution_timeout_seconds": server.limits.seconds,
             "model_key": key,
             "replica_id": 0,
-            "repo_id": one.repo_id,
-            "task": task,
-            "revision": one.revision,
+            "repo_id": named.repo_id,
+            "task": named.task,
+            "revision": named.revision,
             "config": now.facts.get("config", "{}"),
             "n_params": now.facts.get("n_params"),
             "size_bytes": now.facts.get("size_bytes"),

@@ -14,14 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from nnsight.server import errors, naming
+from nnsight.remote.wire import MEDIA_TYPE
+from nnsight.server import errors
 from nnsight.server.files import part_of
 from nnsight.server.keys import Key
 from nnsight.server.serving import Serving
 from nnsight.server.store import Job
 
 OURS, NDIF = "nnsight/1", "ndif/8"
-CONTENT_TYPE = "application/vnd.nnsight.request"
 _DRAIN = 64 * 2**20
 """Bytes of a request that is too large that are read on, so that its sender reads the answer."""
 
@@ -45,7 +45,7 @@ async def take(request: Request, server: Serving, key: Key) -> Job:
     id = uuid.uuid4().hex
     part = part_of(server.folder.request(id))
     try:
-        if kind == CONTENT_TYPE:
+        if kind == MEDIA_TYPE:
             job = await _ours(request, server, key, id, part)
         elif kind == "multipart/form-data":
             job = await _ndif(request, server, key, id, part)
@@ -85,7 +85,7 @@ async def _ours(request: Request, server: Serving, key: Key, id: str, part: Path
     try:
         if named is None:
             raise errors.no_model_key()
-        model = naming.find(named, server.served).name
+        model = server.find(named).name
         server.admit(key.id, model)
         if int(request.headers.get("content-length") or 0) > limit:
             raise errors.body_too_large(limit)
@@ -126,7 +126,7 @@ async def _ndif(request: Request, server: Serving, key: Key, id: str, part: Path
             envelope = msgspec.json.decode(text, type=_Envelope)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.bad_envelope(str(error)) from None
-        model = naming.find(envelope.model_key, server.served).name
+        model = server.find(envelope.model_key).name
         server.admit(key.id, model)
         size = _copy(blob.file, part)
     if not size:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from nnsight.remote.messages import Failure
+
 LONGEST = 16 * 2**20
 """Bytes of a message; a longer one is a fault of who sends it."""
 _LENGTH = struct.Struct("<I")
@@ -74,11 +76,10 @@ class Done(msgspec.Struct, tag="done", frozen=True):
     """A request has run."""
 
     size: int | None  # bytes of the result; None: there is none
-    failure: dict[str, Any] | None  # as in `meta.error` of an ERROR
-    text: str  # the failure for people
+    failure: Failure | None  # the block's, or of reading the request or writing the result
     seconds: float
     memory: int  # bytes, the most on accelerators while it ran
-    changed: list[str]  # names of weights that it changed
+    changed: list[str]  # what it left otherwise than it was
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True):

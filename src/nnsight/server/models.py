@@ -5,38 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.transformers import TransformersModel
+from nnsight.remote.perform import Outcome, perform
 from nnsight.server import errors
+from nnsight.server.surroundings import Surroundings
 from nnsight.server.weights import Weights
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A request that was not run."""
-
-    failure: dict[str, Any]
-    result: bytes | None = None
 
 
 class Loaded:
     """A model with its weights, ready for requests (`Loaded` of `worker.py`)."""
 
-    def __init__(self, model: TransformersModel | LanguageModel) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self._weights = Weights(model._module)
+        self._surroundings = Surroundings()
         self.facts = facts(model)
 
-    def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Any:
-        return Failed(errors.no_ndif_yet().meta()["error"])
+    def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
+        if format != "nnsight/1":
+            return Outcome(None, errors.no_ndif_yet().failure)
+        return perform(body, self._model, say)
 
     def changed(self) -> list[str]:
-        return self._weights.changed()
+        return self._surroundings.put_back() + self._weights.changed()
 
     def compare(self) -> list[str]:
         return self._weights.compare()
@@ -66,6 +62,7 @@ def facts(model: Any) -> dict[str, Any]:
     parameters = list(model._module.parameters())
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else {}
     return {
+        "model_key": model.to_model_key(),
         "kind": type(model).__name__,
         "architecture": type(model._module).__name__,
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else "",

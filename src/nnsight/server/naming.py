@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from nnsight.remote import model_key
+from nnsight.remote.model_key import ModelKey
 from nnsight.server import errors
-
-KIND = "nnsight.modeling.transformers.TransformersModel"
 
 
 @dataclass(frozen=True)
@@ -21,50 +18,41 @@ class Served:
     name: str  # as given on the command line
 
     @property
-    def repo_id(self) -> str:
-        return self.name.partition("@")[0]
+    def key(self) -> ModelKey:
+        """What is known of it before it is loaded."""
+        repo_id, _, revision = self.name.partition("@")
+        return ModelKey(repo_id, revision or None)
 
-    @property
-    def revision(self) -> str | None:
-        return self.name.partition("@")[2] or None
-
-    def answers_to(self, repo_id: str) -> bool:
-        """Whether a client that asks for this repository means this model."""
-        if repo_id.lower() == self.repo_id.lower():
-            return True
-        folder = Path(self.repo_id)
-        return folder.is_dir() and repo_id in (str(folder.resolve()), folder.resolve().name)
-
-    def key(self, task: str | None) -> str:
-        """As NDIF writes the model."""
-        asked = {"repo_id": self.repo_id, "revision": self.revision}
-        if task is not None:
-            asked["task"] = task
-        return f"{KIND}:{msgspec.json.encode(asked).decode()}"
+    def spellings(self, loaded: str | None) -> list[ModelKey]:
+        """The keys that mean it, once it is loaded, or before; of a folder, its last name too."""
+        key = self.key if loaded is None else model_key.parse(loaded)
+        keys = [key, replace(self.key, task=key.task)]
+        folder = Path(self.key.repo_id)
+        if folder.is_dir():
+            keys += [replace(key, repo_id=name) for name in (str(folder.resolve()), folder.name)]
+        return keys
 
 
-def find(key: str, served: Sequence[Served]) -> Served:
-    """The model that a client's key names; revision `main` is the default one.
+def find(text: str, served: Sequence[tuple[Served, str | None]]) -> Served:
+    """The model that a client's key names.
+
+    Args:
+        text: the key.
+        served: the models, each with its own key once it is loaded.
 
     Raises:
         Refused: the key cannot be read, or no model is meant.
     """
-    _, _, text = key.partition(":")
     try:
-        asked: Any = msgspec.json.decode(text)
-        repo_id, revision = asked["repo_id"], asked.get("revision")
-    except (msgspec.DecodeError, TypeError, KeyError, AttributeError):
-        raise errors.bad_model_key(key) from None
-    if not isinstance(repo_id, str) or not isinstance(revision, (str, type(None))):
-        raise errors.bad_model_key(key)
-    named = [one for one in served if one.answers_to(repo_id)]
-    if not named:
-        raise errors.no_such_model(repo_id, [one.name for one in served])
-    for one in named:
-        if _plain(one.revision) == _plain(revision):
-            return one
-    raise errors.other_revision(repo_id, revision, [one.revision for one in named])
-
-
-def _plain(revision: str | None) -> str | None:
-    return None if revision == "main" else revision
+        asked = model_key.parse(text)
+    except ValueError as error:
+        raise errors.bad_model_key(str(error)) from None
+    near: list[ModelKey] = []
+    for one, loaded in served:
+        for key in one.spellings(loaded):
+            if key.is_same_model(asked):
+                return one
+            near += [key] if key.repo_id.casefold() == asked.repo_id.casefold() else []
+    if not near:
+        raise errors.no_such_model(asked.repo_id, [one.name for one, _ in served])
+    raise errors.other_form(asked, near[0])

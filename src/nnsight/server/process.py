@@ -129,7 +129,7 @@ class Process:
             part.unlink(missing_ok=True)
         else:
             part.rename(task.result)
-        return Ended(answer.size, answer.failure, answer.text, answer.seconds, answer.memory)
+        return Ended(answer.size, answer.failure, answer.seconds, answer.memory)
 
     def stop(self, job: str, why: End) -> None:
         """As `Engine.stop`."""

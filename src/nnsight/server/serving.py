@@ -12,23 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nnsight.remote.messages import COMPLETED, ENDS, ERROR, LOG, QUEUED, RUNNING
 from nnsight.server import errors, files
 from nnsight.server.engine import Ended, Engine, Hearer, Task
 from nnsight.server.errors import End
-from nnsight.server.events import (
-    COMPLETED,
-    DEPLOYING,
-    DISPATCHED,
-    ERROR,
-    LOG,
-    QUEUED,
-    RUNNING,
-    STARTED,
-)
+from nnsight.server.events import DEPLOYING, DISPATCHED, STARTED
 from nnsight.server.fair import FairQueue
 from nnsight.server.files import Folder
 from nnsight.server.limits import INLINE, Limits
-from nnsight.server.naming import Served
+from nnsight.server.naming import Served, find
 from nnsight.server.store import Job, Store
 
 log = logging.getLogger("nnsight.server")
@@ -60,7 +52,7 @@ class Serving:
     def open(self) -> None:
         """End what a dead server left running, queue what it left waiting, and begin."""
         end = errors.interrupted_by_restart()
-        ended = self.store.end_started(STARTED, end.text, end.meta())
+        ended = self.store.end_started(STARTED, end.text, {"error": end.failure})
         for job in ended:
             self.folder.drop(job)
         for job in self.store.open_jobs():
@@ -113,7 +105,7 @@ class Serving:
 
     def end(self, job: str, end: End) -> bool:
         """End a job with an ERROR of the server's."""
-        return self._ended(job, ERROR, end.text, None, end.meta())
+        return self._ended(job, ERROR, end.text, None, {"error": end.failure})
 
     def _ended(self, job: str, status: str, description: str, data: Any, meta: Any) -> bool:
         added = self.note(job, status, description, data, meta)
@@ -141,6 +133,11 @@ class Serving:
                 bell.set()
 
     # --- what clients do -------------------------------------------------------------------------
+
+    def find(self, key: str) -> Served:
+        """The model that a client names; raises `Refused` if there is none."""
+        known = [self.engine.state(one.name).facts.get("model_key") for one in self.served]
+        return find(key, list(zip(self.served, known, strict=True)))
 
     def admit(self, key: str, model: str) -> None:
         """Raise `Refused` unless one more job of this key may come for this model."""
@@ -238,9 +235,9 @@ class Serving:
                 data["inline"] = base64.b64encode(path.read_bytes()).decode()
             self._start(asyncio.to_thread(files.sync, path))
         if ended.end is not None:
-            description, meta = ended.end.text, {**meta, **ended.end.meta()}
+            description, meta["error"] = ended.end.text, ended.end.failure
         elif ended.failure is not None:
-            description, meta = ended.text, {**meta, "error": ended.failure}
+            description, meta["error"] = ended.failure.as_text(), ended.failure
         else:
             await self._written(job, COMPLETED, "Your job has been completed.", data, meta)
             return
@@ -250,7 +247,7 @@ class Serving:
         self, job: str, status: str, description: str, data: Any = None, meta: Any = None
     ) -> bool:
         """Write an event that must not be lost, however long the disk is full."""
-        write = self._ended if status in (COMPLETED, ERROR) else self.note
+        write = self._ended if status in ENDS else self.note
         while True:
             try:
                 return write(job, status, description, data, meta)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from nnsight.server.events import ERROR, LOG, QUEUED, RECEIVED, TERMINAL, Event
+from nnsight.remote.messages import ENDS, ERROR, LOG, QUEUED, RECEIVED, Event
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -151,7 +151,7 @@ class Store:
         if not added.rowcount:
             return False
         if status != LOG:
-            ended = now if status in TERMINAL else None
+            ended = now if status in ENDS else None
             self.base.execute(
                 "UPDATE jobs SET status = ?, ended = ? WHERE id = ?", (status, ended, job)
             )
@@ -250,4 +250,4 @@ def _written(value: Any) -> str | None:
 def _event(row: tuple[Any, ...]) -> Event:
     job, seq, status, description, data, meta, ts = row
     data, meta = (None if text is None else msgspec.json.decode(text) for text in (data, meta))
-    return Event(job, seq, status, description, data, meta, ts)
+    return Event(job, status, description, data, meta, seq, ts)

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from nnsight.server.events import Event, line
+from nnsight.remote.messages import Event
+from nnsight.server.events import line
 from nnsight.server.intake import NDIF
 from nnsight.server.keys import Key
 from nnsight.server.serving import Serving
@@ -68,7 +69,7 @@ class EventStream(Response):
                     return
                 elif not await _rung(bell, server.limits.heartbeat):
                     await pass_on(b"\n")
-                if events and events[-1].terminal:
+                if events and events[-1].ends:
                     return
 
 

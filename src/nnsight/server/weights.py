@@ -41,9 +41,7 @@ class Weights:
         for (_, module), plain in zip(self._modules, self._plain, strict=True):
             vars(module).update(plain)
         for kept in self._buffers:
-            now = kept.module._buffers.get(kept.name)
-            if now is not kept.buffer or _changes(kept.buffer) != kept.changes:
-                kept.put_back()
+            kept.put_back()
         for parameter, requires in self._requires:
             parameter.grad = None
             if parameter.requires_grad != requires:
@@ -73,13 +71,14 @@ class _Buffer:
     """A buffer as it was loaded."""
 
     def __init__(self, module: torch.nn.Module, name: str, buffer: torch.Tensor) -> None:
-        self.module, self.name, self.buffer = module, name, buffer
-        self.changes = _changes(buffer)
+        self._module, self._name, self._buffer = module, name, buffer
         self._copy = buffer.clone()
 
     def put_back(self) -> None:
-        self.buffer = self.module._buffers[self.name] = self._copy.clone()
-        self.changes = _changes(self.buffer)
+        """By value: torch does not count what a batch norm does to its buffers."""
+        same = self._module._buffers.get(self._name) is self._buffer
+        if not same or not torch.equal(self._buffer, self._copy):
+            self._buffer = self._module._buffers[self._name] = self._copy.clone()
 
 
 def _buffers(modules: list[tuple[str, torch.nn.Module]]) -> list[_Buffer]:
@@ -99,7 +98,7 @@ def _changes(tensor: torch.Tensor) -> int:
 def _sums(module: torch.nn.Module) -> dict[str, object]:
     return {
         name: _sum(tensor.detach())
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        for name, tensor in module.named_parameters()
         if tensor.device.type != "meta"
     }
 

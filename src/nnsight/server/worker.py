@@ -18,8 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
-
+from nnsight.remote.messages import Failure
 from nnsight.server import confine, errors
 from nnsight.server.limits import Limits
 from nnsight.server.messages import (
@@ -47,12 +46,10 @@ class Outcome(Protocol):
     """What running a request gave."""
 
     @property
-    def result(self) -> bytes | None: ...
+    def result(self) -> bytes | bytearray | None: ...
 
     @property
-    def failure(self) -> Any:
-        """None, or what becomes `meta.error`, a msgspec struct or a dict."""
-        ...
+    def failure(self) -> Failure | None: ...
 
 
 class Loaded(Protocol):
@@ -69,11 +66,11 @@ class Loaded(Protocol):
         ...
 
     def changed(self) -> list[str]:
-        """The names of weights that are not as they were, as far as torch has noted it."""
+        """Put back what is small; what else a job left otherwise than it was, at a glance."""
         ...
 
     def compare(self) -> list[str]:
-        """The same by reading every weight."""
+        """The same, with every weight read."""
         ...
 
 
@@ -138,49 +135,36 @@ def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, pipe:
     rest = errors.prints_full(Limits(prints=start.prints, print_bytes=start.print_bytes))
     prints = Prints(start.prints, start.print_bytes, lambda line: pipe.send(Say(line)), rest)
     began = time.perf_counter()
-    size, failure, text = None, None, ""
     try:
-        whole = mmap.mmap(request.fileno(), 0, access=mmap.ACCESS_READ)
-        outcome = loaded.perform(run.format, memoryview(whole), prints.write)
-        failure = _plain(outcome.failure)
-        text = _text(failure)
-        if outcome.result is not None:
-            size = len(outcome.result)
-            if size > start.result:
-                end = errors.result_too_large(size, start.result)
-                size, failure, text = None, end.meta()["error"], end.text
-            else:
-                result.write(outcome.result)
-                result.flush()
+        # a copy of its own, page by page as they are written to: tensors lie in it
+        body = mmap.mmap(request.fileno(), 0, access=mmap.ACCESS_COPY)
+        outcome = loaded.perform(run.format, memoryview(body), prints.write)
+        size, failure = written(outcome, result, start.result)
     except BaseException as error:
         traceback.print_exc()
-        size, failure, text = None, _fault(error), f"{type(error).__name__}: {error}"
+        kind = type(error)
+        size = None
+        failure = Failure(kind.__qualname__, str(error), kind.__module__, phase="server")
     prints.end()
     changed = loaded.changed()
     if changed:
-        pipe.send(Say(errors.weights_changed(changed)))
-    seconds = time.perf_counter() - began
-    return Done(size, failure, text[:100_000], seconds, loaded.peak(), changed)
+        pipe.send(Say(errors.left_otherwise(changed)))
+    return Done(size, failure, time.perf_counter() - began, loaded.peak(), changed)
 
 
-def _plain(failure: Any) -> dict[str, Any] | None:
-    return None if failure is None else msgspec.to_builtins(failure)
-
-
-def _text(failure: dict[str, Any] | None) -> str:
-    return "" if failure is None else str(failure.get("text") or failure.get("message") or "")
-
-
-def _fault(error: BaseException) -> dict[str, Any]:
-    """An error that is not the block's."""
-    return {
-        "type": type(error).__name__,
-        "module": type(error).__module__,
-        "message": str(error),
-        "frames": [],
-        "notes": [],
-        "phase": "server",
-    }
+def written(outcome: Outcome, result: Any, limit: int) -> tuple[int | None, Failure | None]:
+    """The size of the result, once it is in its file, and what failed."""
+    if outcome.result is None:
+        return None, outcome.failure
+    size = len(outcome.result)
+    if size > limit:
+        return None, outcome.failure or errors.result_too_large(size, limit).failure
+    try:
+        result.write(outcome.result)
+        result.flush()
+    except OSError as error:
+        return None, errors.result_not_written(str(error)).failure
+    return size, outcome.failure
 
 
 def start(number: int) -> None:

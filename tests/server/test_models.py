@@ -1,0 +1,217 @@
+"""The real thing: a served GPT-2, and blocks that went over the wire to it."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnsight import LanguageModel, NNsight
+from nnsight.remote import environment, payload
+from nnsight.remote.perform import perform
+from nnsight.server.models import Loaded
+from nnsight.server.surroundings import Surroundings
+from nnsight.server.weights import Weights
+from tests.server.running import Server, until
+
+
+class Real(Server):
+    """`python -m nnsight serve FOLDER`."""
+
+    def __init__(self, data: Path, *words: str) -> None:
+        self.data, self.words, self.headers = data, words, {}
+        self.output = data.with_suffix(".output")
+        with self.output.open("wb") as output:
+            command = (sys.executable, "-m", "nnsight", "serve", *words)
+            self.process = subprocess.Popen(
+                (*command, "--port", "0", "--data", str(data)), stdout=output, stderr=output
+            )
+        self.url = until(lambda: self._listening(0), self.said, 60.0)
+
+
+class Sent:
+    """A backend that keeps a block as data."""
+
+    def __call__(self, tracer: Any) -> None:
+        self.request = payload.write(tracer, tracer.model, environment.is_local)
+        tracer.received = {}
+
+
+@pytest.fixture(scope="module")
+def real(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    server = Real(tmp_path_factory.mktemp("real") / "data", str(gpt2_folder))
+    yield server
+    server.kill()
+
+
+def run(server: Server, sent: Sent) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The events of the block, and the values that it saved."""
+    body = b"".join(map(bytes, sent.request.pieces))
+    events = server.events(server.send(body, nnsight_model_key=sent.request.key))
+    if not events[-1].get("data"):
+        return events, {}
+    content = bytearray(base64.b64decode(events[-1]["data"]["inline"]))
+    return events, payload.read_result(content, sent.request.sent).names
+
+
+@pytest.fixture
+def client(gpt2_folder: Path) -> LanguageModel:
+    """The model on the side of who sends: without weights."""
+    return LanguageModel(gpt2_folder)
+
+
+def test_a_block_gives_the_values_that_it_gives_here(real: Server, client: Any, gpt2: Any):
+    with client.trace("Hello world", backend=(sent := Sent())):
+        hidden = client.transformer.h[5].output.save()
+        client.transformer.h[6].mlp.output[:] = 0
+        logits = client.lm_head.output.save()
+        print("in the block", hidden.shape[0])
+    events, names = run(real, sent)
+    with gpt2.trace("Hello world"):
+        hidden = gpt2.transformer.h[5].output.save()
+        gpt2.transformer.h[6].mlp.output[:] = 0
+        logits = gpt2.lm_head.output.save()
+    assert events[-1]["status"] == "COMPLETED"
+    assert [e["description"] for e in events if e["status"] == "LOG"] == ["in the block 1"]
+    assert torch.equal(names["hidden"], hidden) and torch.equal(names["logits"], logits)
+    assert not client.dispatched
+
+
+def test_an_error_names_the_line_of_the_user(real: Server, client: Any):
+    with client.trace("Hello world", backend=(sent := Sent())):
+        first = client.transformer.h[0].output.save()  # noqa: F841 # saved
+        raise KeyError("in the middle of it")
+    events, names = run(real, sent)
+    error = events[-1]["meta"]["error"]
+    assert error["type"] == "KeyError" and names["first"].shape[-1] == 48
+    file, _, _, text = error["frames"][-1]
+    assert file == __file__ and text.strip() == 'raise KeyError("in the middle of it")'
+    assert "in the middle of it" in events[-1]["description"]
+
+
+def test_weights_that_a_block_changed_are_as_before_in_the_next(real: Server, client: Any):
+    def norm() -> float:
+        with client.trace("Hello world", backend=(sent := Sent())):
+            total = client.lm_head.output.norm().item().save()  # noqa: F841 # saved
+        return run(real, sent)[1]["total"]
+
+    before = norm()
+    with client.trace("Hello world", backend=(sent := Sent())):
+        with torch.no_grad():
+            client.transformer.h[3].mlp.c_fc.weight.zero_()
+        total = client.lm_head.output.norm().item().save()  # noqa: F841 # saved
+    events, names = run(real, sent)
+    assert names["total"] != before
+    assert any("h.3.mlp.c_fc.weight" in e["description"] for e in events if e["status"] == "LOG")
+    assert norm() == before
+
+
+def test_the_model_says_what_it_is(real: Server, client: Any):
+    until(lambda: real.model()["application_state"] == "RUNNING", real.said, 60.0)
+    told = real.model()
+    assert told["model_key"] == client.to_model_key()
+    assert told["n_params"] == sum(p.numel() for p in client.parameters())
+    assert re.search(r"gpt2", told["config"])
+
+
+def test_a_damaged_request_is_told(real: Server, client: Any):
+    last = real.run(b"not a block", nnsight_model_key=client.to_model_key())
+    assert last["status"] == "ERROR" and last["meta"]["error"]["phase"] == "read"
+
+
+# --- putting back --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval()
+
+
+def test_gradients_modes_buffers_and_attributes_are_put_back(module: Any):
+    weights = Weights(module)
+    buffer = module[1].running_mean.clone()
+    module.train()
+    module(torch.randn(4, 3)).sum().backward()
+    module[0].weight.requires_grad_(False)
+    module[1].eps = 7.0
+    module[1].running_var.data.mul_(2)
+    assert weights.changed() == []
+    assert not module.training and not module[1].training and module[1].eps == 1e-5
+    assert module[0].weight.grad is None and module[0].weight.requires_grad
+    assert torch.equal(module[1].running_mean, buffer)
+    assert weights.compare() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].weight.detach().zero_(),
+        lambda m: m[0].weight.detach()[1].mul_(2),
+        lambda m: setattr(m[0], "weight", torch.nn.Parameter(torch.ones(3, 3))),
+        lambda m: setattr(m[0].weight, "data", torch.ones(3, 3)),
+        lambda m: m.append(torch.nn.Linear(3, 3)),
+        lambda m: setattr(m[0], "forward", lambda x: x),
+        lambda m: m[0].register_forward_hook(lambda *a: None),
+    ],
+)
+def test_what_torch_notes_is_seen_at_a_glance(module: Any, change: Any):
+    weights = Weights(module)
+    change(module)
+    assert weights.changed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].weight.data.zero_(),
+        lambda m: m[0].weight.detach().numpy().__setitem__((0, 0), 3.0),
+        lambda m: m[0].weight.data.__setitem__(slice(0, 2), m[0].weight.data[[1, 0]].clone()),
+    ],
+)
+def test_what_torch_does_not_note_is_seen_in_the_bytes(module: Any, change: Any):
+    weights = Weights(module)
+    change(module)
+    assert weights.changed() == [] and len(weights.compare()) == 1
+
+
+def test_the_process_is_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import os
+    import threading
+
+    around = Surroundings()
+    here, path = os.getcwd(), list(sys.path)
+    os.chdir(tmp_path)
+    sys.path.append("x")
+    os.environ["X_OF_A_JOB"] = "1"
+    torch.set_default_dtype(torch.float64)
+    assert around.put_back() == []
+    assert (os.getcwd(), sys.path) == (here, path) and "X_OF_A_JOB" not in os.environ
+    assert torch.get_default_dtype() is torch.float32
+    goes_on = threading.Event()
+    thread = threading.Thread(target=goes_on.wait, name="left over")
+    thread.start()
+    child = subprocess.Popen(["sleep", "100"])
+    assert around.put_back() == ["the thread left over", f"the process {child.pid}"]
+    goes_on.set()
+    thread.join()
+    child.kill()
+    child.wait()
+
+
+def test_a_block_runs_in_a_loaded_model_here_too(gpt2_folder: Path):
+    model = LanguageModel(gpt2_folder, dispatch=True)
+    loaded = Loaded(model)
+    with model.trace("Hello", backend=(sent := Sent())):
+        out = model.lm_head.output.save()  # noqa: F841 # saved
+    body = memoryview(bytearray(b"".join(map(bytes, sent.request.pieces))))
+    outcome = loaded.perform("nnsight/1", body, print)
+    assert outcome.failure is None and loaded.changed() == [] and loaded.compare() == []
+    assert perform(body, model, print).result
+    assert loaded.perform("ndif/8", body, print).failure is not None
+    assert isinstance(model, NNsight)
