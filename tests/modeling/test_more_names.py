@@ -204,3 +204,70 @@ def test_one_that_nobody_told_of_with_more_in_its_queries_has_none(monkeypatch):
     with pytest.raises(NoSuchName, match="4 heads of width 12, by the config, is 96 wide"):
         with model.trace(ids()):
             model.layers[1].attn.q
+
+
+# --- lines that only keep values ------------------------------------------------------------------
+
+
+def test_names_that_are_only_kept_are_asked_for_in_any_order():
+    model = model_of("gpt_bigcode")
+    blocks = model._module.transformer.h
+    with model.trace(ids()):
+        last = model.layers[2].resid_post[:, -1].save()
+        out = model.layers[0].attn.out.save()
+        before = [layer.resid_pre for layer in model.layers].save()
+        after = {i: layer.resid_post.clone() for i, layer in enumerate(model.layers)}.save()
+    states = model._module(ids(), output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, before, states))
+    assert torch.equal(after[0], states[1]) and torch.equal(after[1], states[2])
+    assert torch.equal(last, after[2][:, -1])
+    assert torch.equal(out, blocks[0].attn.c_proj(out_input(model)))
+
+
+def out_input(model: LanguageModel) -> torch.Tensor:
+    with model.trace(ids()):
+        given = model.layers[0].attn.c_proj.input.save()
+    return given
+
+
+def test_a_change_between_names_that_are_kept():
+    model = model_of("gpt_bigcode")
+    with model.trace(ids()):
+        first = model.layers[0].resid_post.clone().save()
+        model.layers[1].resid_pre[:, 0] = 0
+        kept = model.layers[1].resid_post
+        kept[:, -1] = 1
+        last = model.layers[2].resid_pre.save()
+
+    def zero(_: Any, args: Any) -> None:
+        args[0][:, 0] = 0
+
+    block = model._module.transformer.h[1]
+    handle = block.register_forward_pre_hook(zero)
+    try:
+        states = model._module(ids(), output_hidden_states=True).hidden_states
+    finally:
+        handle.remove()
+    changed = states[2].clone()
+    changed[:, -1] = 1
+    assert torch.equal(last, changed)
+    assert not torch.equal(first[:, 0], torch.zeros(2, 32))
+
+
+def test_names_that_are_kept_in_steps_and_invokes():
+    model = model_of("gpt_bigcode")
+    alone = []
+    for row in range(2):
+        with model.trace(ids()[row : row + 1]):
+            alone.append(model.layers[1].resid_post.save())
+    with model.trace() as tracer:
+        with tracer.invoke(ids()[:1]):
+            one = model.layers[1].resid_post.save()
+        with tracer.invoke(ids()[1:]):
+            two = model.layers[1].resid_post.save()
+    torch.testing.assert_close(torch.cat([one, two]), torch.cat(alone), atol=1e-5, rtol=1e-4)
+    with model.generate(ids()[:1], max_new_tokens=3, min_new_tokens=3, do_sample=False) as tracer:
+        steps = [].save()
+        for _ in tracer.iter[:]:
+            steps.append(model.layers[1].resid_post)
+    assert [step.shape[1] for step in steps] == [7, 1, 1]

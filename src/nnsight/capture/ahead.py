@@ -28,7 +28,10 @@ from nnsight.capture.rewrite import AHEAD, SAVE, TRACER, load
 ITEM, ATTRIBUTE, CALL = range(3)
 """What is done with a value on its way to its place: `[0]`, `.logits`, `.clone()`."""
 
-_KINDS = frozenset({"output", "nns_output", "input", "inputs", "result"})
+_KINDS = frozenset(
+    {"output", "nns_output", "input", "inputs", "result"}
+    | {"resid_pre", "resid_post", "out"}  # the standard names that may be such a value
+)
 _METHODS = frozenset(
     {"bfloat16", "clone", "contiguous", "cpu", "detach", "double", "float", "half", "item", "mean"}
     | {"numpy", "squeeze", "sum", "tolist"}

@@ -25,7 +25,7 @@ from nnsight.interleave.due import (
 )
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import READ, here, request_of, wait
-from nnsight.interleave.value import Value
+from nnsight.interleave.value import Elsewhere, Value
 from nnsight.interleave.worker import NeedsTurn, Worker
 
 
@@ -124,7 +124,12 @@ class Ahead:
         value = _of_class(owner, kind)
         worker = here.worker
         known = type(value) is Value
-        if not known or not self._may_go_on(worker, value.kind, name is not None, save):
+        asked = None
+        if known:
+            asked = Location(owner, value.kind), value.view
+        elif isinstance(value, Elsewhere):
+            asked = value.asked(owner)
+        if asked is None or not self._may_go_on(worker, asked[0].kind, name is not None, save):
             if self.open:
                 self.wait()
                 owner = way()
@@ -133,12 +138,13 @@ class Ahead:
                 value.take_first(owner)
             found = follow(found, path)
             return found if save is None else save(found)
-        if is_first(path):
+        if known and is_first(path):
             value.take_first(owner)
-        request = request_of(worker, READ, Location(owner, value.kind))
+        location, view = asked
+        request = request_of(worker, READ, location)
         holder = None if name is None else self.scope.cells[name]
         self.worker, worker.ahead = worker, self
-        due = Due(self, request, value.view, path, save, at, holder)
+        due = Due(self, request, view, path, save, at, holder)
         answered, answer = worker.ask_ahead(due)
         self.open += 1
         if not answered:

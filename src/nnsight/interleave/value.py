@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from nnsight.capture.callsite import is_followed_by_zero
 from nnsight.capture.frames import frame_at
@@ -62,3 +62,12 @@ class Value:
             request.current(location)
             value = self._pack(location, request.read(location), value)
         request.write(location, value)
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A descriptor whose value may be that of another owner, or a part of it."""
+
+    def asked(self, owner: Any) -> tuple[Location, View | None] | None:
+        """Where it is, and what makes it of the value there; None if there is more to do."""
+        ...

@@ -19,6 +19,7 @@ from nnsight.envoy.arguments import first_input, with_first_input
 from nnsight.interleave import request
 from nnsight.interleave.location import INPUT, Location
 from nnsight.interleave.request import Pin, here
+from nnsight.interleave.value import View
 from nnsight.modeling import errors
 
 Look = Callable[[torch.Tensor], torch.Tensor]
@@ -53,6 +54,11 @@ class Point:
     def __set__(self, owner: Any, value: Any) -> None:
         owner._spot(self.name).write(value)
 
+    def asked(self, owner: Any) -> tuple[Location, View] | None:
+        """Where a block that goes on without the value asks for it; None where it has to wait."""
+        spot = owner._spot(self.name)
+        return spot.plain() if isinstance(spot, Value) else None
+
 
 @dataclass(frozen=True)
 class Value:
@@ -82,6 +88,12 @@ class Value:
             return held(self.location, _by_head(part).clone(), self._put, always=True)
         view = _by_head(part)
         return view if view is part else held(self.location, view, self._put, always=False)
+
+    def plain(self) -> tuple[Location, View] | None:
+        """Where the tensor is and how it is seen, if that is all there is to reading it."""
+        if self.look is not None or self.guarded or self.in_place:
+            return None
+        return self.location, lambda _, raw: self._tensor(raw)
 
     def write(self, value: Any) -> None:
         self._put(value, back=False)
