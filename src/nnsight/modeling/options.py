@@ -182,7 +182,7 @@ def for_transformers(options: Mapping[str, Any]) -> dict[str, Any]:
     if dtype is not None:
         if isinstance(dtype, str):
             dtype = dtype.removeprefix("torch.")
-        named["dtype" if transformers_version() >= (4, 56) else "torch_dtype"] = dtype
+        named["dtype"] = dtype
     return named
 
 
