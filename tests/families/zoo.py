@@ -322,6 +322,9 @@ for _family in ("t5", "t5-gated", "mt5", "umt5", "switch_transformers"):
     ZOO[_family] = _config, {**_settings, "num_layers": 3}, _automodel  # of transformers 5 fails
 """By the name of the family: its config class, the settings, and the class that builds it."""
 
+PARTS = {f"{one}_{part}_model" for one in ("clip", "siglip") for part in ("text", "vision")}
+"""Types of models that are half of one here."""
+
 STATES = """
     mamba mamba2 falcon_mamba falcon_h1 jamba bamba granitemoehybrid zamba zamba2 lfm2 qwen3_next
     recurrent_gemma rwkv
