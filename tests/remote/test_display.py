@@ -265,21 +265,53 @@ def test_a_real_terminal():
 # --- a log file ----------------------------------------------------------------------------------
 
 
-def test_a_log_file_has_a_line_for_each_change(log: SimpleNamespace):
+def test_a_log_file_has_a_line_for_each_change(
+    log: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    now = [100.0]
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now[0])
     with Display() as display:
         for one in (event("RECEIVED"), QUEUED, QUEUED, RUNNING, RUNNING):
             display.status(one)
             display.tick()
+            now[0] += 2
         display.print("of the block")
         display.status(COMPLETED)
         display.download(500)(500)
     assert log.err.getvalue().splitlines() == [
         f"[nnsight] RECEIVED  job {JOB}",
-        f"[nnsight] QUEUED  position 3 in the queue  job {JOB}",
-        f"[nnsight] RUNNING  job {JOB}",
-        f"[nnsight] COMPLETED  job {JOB}",
+        f"[nnsight] QUEUED  position 3 in the queue  0:02  job {JOB}",
+        f"[nnsight] RUNNING  0:06  job {JOB}",
+        f"[nnsight] COMPLETED  0:10  job {JOB}",
     ]
     assert log.out.getvalue() == "of the block\n"
+
+
+def test_small_jobs_do_not_fill_a_log_file(log: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now[0])
+    with Display() as display:
+        for one in (event("RECEIVED"), QUEUED, event("DISPATCHED"), RUNNING):
+            display.status(one)
+        assert log.err.getvalue() == f"[nnsight] RECEIVED  job {JOB}\n"
+        now[0] += 10  # a heartbeat, and it is running still
+        display.tick()
+        display.tick()
+        assert log.err.getvalue().splitlines()[1:] == [f"[nnsight] RUNNING  0:10  job {JOB}"]
+    small = len(log.err.getvalue())
+    with Display() as display:
+        for one in (event("RECEIVED"), QUEUED, RUNNING, COMPLETED):
+            display.status(one)
+    more = log.err.getvalue()[small:].splitlines()
+    assert more == [f"[nnsight] RECEIVED  job {JOB}", f"[nnsight] COMPLETED  job {JOB}"]
+
+
+def test_a_job_that_goes_on_is_told_of_once(log: SimpleNamespace):
+    with Display() as display:
+        display.status(event("RECEIVED"))
+    with Display() as display:
+        display.status(RUNNING)
+    assert log.err.getvalue() == f"[nnsight] RECEIVED  job {JOB}\n[nnsight] RUNNING  job {JOB}\n"
 
 
 def test_a_large_download_is_one_line_in_it(log: SimpleNamespace):
@@ -293,8 +325,8 @@ def test_a_large_download_is_one_line_in_it(log: SimpleNamespace):
 def test_a_terminal_that_is_dumb_takes_lines(screen: Screen, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "dumb")
     with Display() as display:
-        display.status(RUNNING)
-    assert screen.getvalue() == f"[nnsight] RUNNING  job {JOB}\n"
+        display.status(COMPLETED)
+    assert screen.getvalue() == f"[nnsight] COMPLETED  job {JOB}\n"
 
 
 def test_it_needs_no_package():

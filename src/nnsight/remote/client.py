@@ -189,6 +189,7 @@ class RemoteBackend:
 
     def _follow(self, events: Iterator[Event], connection: Connection, display: Display) -> Event:
         """See a job to its end: show its states, print what it prints."""
+        connection.beat = display.tick
         for event in events:
             self.job_id, self._seen = connection.job or None, connection.seen
             if event.status == LOG:

@@ -72,6 +72,7 @@ class Connection:
         api_key: the user's key.
         deadline: when to stop waiting.
         notice: told what is waited for, when it is not the job itself.
+        beat: called when the server says that the job goes on.
     """
 
     host: str
@@ -80,6 +81,7 @@ class Connection:
     notice: Callable[[str], None] = lambda text: None
     job: str = ""
     seen: int = 0
+    beat: Callable[[], None] = lambda: None
 
     # --- one exchange -----------------------------------------------------------------------------
 
@@ -199,7 +201,9 @@ class Connection:
                     answer = self._until_answered("GET", path)
                 for event in self._lines(answer):
                     failing, attempt = Deadline.after(PATIENCE), 0
-                    if event is not None and event.seq > self.seen:
+                    if event is None:
+                        self.beat()
+                    elif event.seq > self.seen:
                         self.job, self.seen = event.id or self.job, event.seq
                         yield event
                         if event.ends:

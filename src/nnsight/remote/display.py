@@ -108,8 +108,9 @@ class Display:
 
     @_never_raises
     def tick(self) -> None:
-        """Bring the time up to date, where what is shown can be replaced."""
-        self._redraw()
+        """The job is as it was: bring the time up to date, or tell of a state that lasts."""
+        if self._event.status and not self._verbose:
+            self._surface.show(self._moment())
 
     @_never_raises
     def print(self, text: str) -> None:

@@ -79,8 +79,16 @@ class Nowhere:
     def end(self, last: Moment) -> None: ...
 
 
+_SOON = 1.0  # seconds in which a small job is done
+_FIRST_AND_LAST = frozenset({"RECEIVED", "COMPLETED", "ERROR"})
+
+
 class Lines:
-    """A log file, a pipe: a line for each change, and no line twice."""
+    """A log file, a pipe: a line for each change, and no line twice.
+
+    What a job passes through in its first second is left out: a loop of small jobs would fill the
+    file. A state that lasts is told of when `show` is called for it again.
+    """
 
     live = False
 
@@ -89,6 +97,11 @@ class Lines:
         self._told: tuple[str, str] | None = None
 
     def show(self, moment: Moment) -> None:
+        passing = moment.seconds < _SOON and moment.status not in _FIRST_AND_LAST
+        if not passing or moment.transfer is not None:
+            self.keep(moment)
+
+    def keep(self, moment: Moment) -> None:
         told = moment.head, "" if moment.transfer else moment.detail
         if told == self._told:
             return
@@ -97,8 +110,6 @@ class Lines:
         self._out.flush()
 
     def hide(self) -> None: ...
-
-    keep = show
 
     def end(self, last: Moment) -> None: ...
 
