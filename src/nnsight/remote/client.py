@@ -124,11 +124,7 @@ class RemoteBackend:
     def _submit(self, tracer: Tracer) -> None:
         connection = self._connection(Deadline.after(self.timeout))
         request = self._request(tracer, connection)
-        answer = connection.submit(request.key, request.pieces, stream=False)
-        first = next(connection._lines(answer), None)
-        answer.close()
-        if first is None or not first.id:
-            raise errors.not_understood(self.host)
+        first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
         self.job_id, self.status = first.id, first.status
 
     @contextlib.contextmanager

@@ -182,6 +182,20 @@ class Connection:
             "POST", "/request", lambda: _Body(pieces) if whole is None else whole, headers
         )
 
+    def receipt(self, answer: requests.Response) -> Event:
+        """What the server says at once of a block that was sent.
+
+        Raises:
+            RemoteError: it says nothing that can be understood.
+        """
+        try:
+            first = _event(answer.content)
+        except _BROKEN:
+            raise errors.not_understood(self.host) from None
+        if not first.id:
+            raise errors.not_understood(self.host)
+        return first
+
     def events(self, answer: requests.Response | None = None) -> Iterator[Event]:
         """The events of the job, to the one that ends it.
 
