@@ -10,6 +10,8 @@ from nnsight.capture.tracer import Backend
 from nnsight.envoy.envoy import Envoy
 from nnsight.modeling import load_errors, older_blocks, remoting
 from nnsight.modeling.remoting import Remote
+from nnsight.traces.function import result_of
+from nnsight.traces.model import Inputs
 from nnsight.traces.session import Session
 
 
@@ -63,7 +65,8 @@ class NNsight(Envoy):
         if remote or job_id is not None:
             given = Remote(remote, blocking, job_id, verbose, timeout)
             if kwargs.pop("trace", True) is False:
-                return remoting.plain(self, args, {**kwargs, **given.as_keywords()})
+                inputs = Inputs(args, kwargs)
+                return remoting.run_there(self, inputs, kwargs.pop("fn", None), result_of, given)
             kwargs.setdefault("backend", given.backend(self))
         return super().trace(*args, **kwargs)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nnsight.capture.tracer import Backend, run_here
 from nnsight.remote.context import is_serving
+from nnsight.traces.function import run_function
+from nnsight.traces.model import Inputs
+from nnsight.traces.trace import Trace
+
+RETURNED = "returned"
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,25 @@ class Remote:
             timeout=self.timeout,
         )
 
-    def as_keywords(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
+def run_there(model: Any, inputs: Inputs, fn: Any, function: Any, remote: Remote) -> Any:
+    """What `function(tracer, model)` gives beside a run of the model, where `remote` says.
 
-def plain(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the model returns, without a block of the user's."""
-    with model.trace(*args, **kwargs) as tracer:
-        result = tracer.result.save()
-    return result
+    Args:
+        model: the model.
+        inputs: of the run.
+        fn: what of the model runs.
+        function: what runs beside it.
+        remote: where.
+    """
+    trace, backend = Trace(model, inputs, fn), remote.backend(model)
+    if backend is run_here:
+        return run_function(trace, function)
+    try:
+        backend(trace, function)  # type: ignore[call-arg]
+        return (trace.received or {}).get(RETURNED)
+    finally:
+        trace.release()
 
 
 def opening(model: Any) -> dict[str, Any]:

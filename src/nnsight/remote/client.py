@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from nnsight.capture.traceback import note
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
-from nnsight.remote import environment, errors, payload
+from nnsight.remote import environment, errors, payload, results
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.display import Display
@@ -20,6 +20,7 @@ from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
 from nnsight.remote.warned import give_again
 
 OURS = "nnsight/1"
+Function = Callable[[Any, Any], Any]
 
 
 class RemoteBackend:
@@ -71,8 +72,12 @@ class RemoteBackend:
 
     # --- as a backend -----------------------------------------------------------------------------
 
-    def __call__(self, tracer: Tracer | None = None) -> Any:
+    def __call__(self, tracer: Tracer | None = None, function: Function | None = None) -> Any:
         """Run a captured block; without one, ask for the values of the job.
+
+        Args:
+            tracer: of the block.
+            function: what runs in place of a block.
 
         Raises:
             NotSendableError: the block uses what cannot leave this process; nothing was sent.
@@ -86,16 +91,18 @@ class RemoteBackend:
             values = self.wait() if self.blocking else self.poll()
             tracer.received = values or {}
         elif self.blocking:
-            self._run(tracer)
+            self._run(tracer, function)
         else:
-            self._submit(tracer)
+            self._submit(tracer, function)
         return None
 
-    def _request(self, tracer: Tracer, connection: Connection) -> payload.Request:
+    def _request(self, tracer: Tracer, function: Function | None) -> payload.Request:
         """The block as data, seen to be what the server can take."""
         if self.model is None:
             raise errors.no_model()
-        request = payload.write(tracer, self.model, environment.is_local, CONFIG.API.COMPRESS)
+        request = payload.write(
+            tracer, self.model, environment.is_local, CONFIG.API.COMPRESS, function
+        )
         with contextlib.suppress(environment.errors.ServiceError):
             about = environment.remote_env(self.host)
             for lack in environment.lacking(request.imported, about):
@@ -111,19 +118,19 @@ class RemoteBackend:
         job = self.job_id or ""
         return Connection(self.host, self.api_key, deadline, notice, job, self._seen)
 
-    def _run(self, tracer: Tracer) -> None:
+    def _run(self, tracer: Tracer, function: Function | None) -> None:
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(self.timeout), display.notice)
-            request = self._request(tracer, connection)
+            request = self._request(tracer, function)
             with self._cancelled_by_ctrl_c(connection):
                 answer = connection.submit(request.key, request.pieces, stream=True)
                 last = self._follow(connection.events(answer), connection, display)
                 result = self._result(last, connection, display)
         self._finish(last, result, tracer)
 
-    def _submit(self, tracer: Tracer) -> None:
+    def _submit(self, tracer: Tracer, function: Function | None) -> None:
         connection = self._connection(Deadline.after(self.timeout))
-        request = self._request(tracer, connection)
+        request = self._request(tracer, function)
         first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
         self.job_id, self.status = first.id, first.status
 
@@ -197,16 +204,16 @@ class RemoteBackend:
                 return event
         raise errors.lost(self.host, "its events end before the job does", connection.job)
 
-    def _result(self, last: Event, connection: Connection, display: Display) -> payload.Result:
+    def _result(self, last: Event, connection: Connection, display: Display) -> results.Result:
         """What the job saved; nothing where it failed before it saved."""
         if last.data is None:
-            return payload.Result({}, [])
+            return results.Result({}, [])
         size = last.data.get("size", 0) if isinstance(last.data, dict) else 0
         content = connection.result(last.data, display.download(size))
-        return payload.read_result(content, self._sent, self.model)
+        return results.read_result(content, self._sent, self.model)
 
     def _finish(
-        self, last: Event, result: payload.Result, tracer: Tracer | None = None
+        self, last: Event, result: results.Result, tracer: Tracer | None = None
     ) -> dict[str, Any]:
         """Hand over what came back, and raise what the block raised."""
         self._sent = {}

@@ -19,24 +19,25 @@ import torch
 from nnsight.capture import portable
 from nnsight.capture.portable import Taken
 from nnsight.capture.saving import Saves
+from nnsight.capture.scope import Scope
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
-from nnsight.remote import data_only, wire
+from nnsight.remote import wire
 from nnsight.remote.code_values import CodeReader, CodeWriter, objects
 from nnsight.remote.errors import damaged, not_a_trace
-from nnsight.remote.messages import Warned
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
 from nnsight.remote.parts import ModelReader, ModelWriter, Show, block_node, block_text
 from nnsight.remote.refuse import refuse_block
-from nnsight.remote.tensors import tensor_of
 from nnsight.remote.values import Node, Reader, Writer
+from nnsight.traces.function import run_function
 from nnsight.traces.model import Inputs
 from nnsight.traces.scan import Scan
 from nnsight.traces.session import Session
 from nnsight.traces.trace import Trace
 
 VERSION = 1
+RETURNED = "returned"  # the name of what a function gives that ran in place of a block
 _KINDS: dict[str, type[Tracer]] = {"trace": Trace, "scan": Scan, "session": Session}
 
 
@@ -63,6 +64,7 @@ def write(
     model: Remotable,
     is_local: Callable[[ModuleType], bool],
     compress: bool = True,
+    function: Callable[[Any, Any], Any] | None = None,
 ) -> Request:
     """A captured block as data.
 
@@ -71,27 +73,24 @@ def write(
         model: what it runs on.
         is_local: whether a module is the user's own, and travels by source.
         compress: whether to shrink what can be shrunk.
+        function: what runs beside the model in place of a block.
 
     Raises:
         NotSendableError: something in it cannot leave this process; the error says what.
     """
     kind = next((name for name, cls in _KINDS.items() if type(tracer) is cls), None)
-    if kind is None or tracer.scope is None:
+    if kind is None or (tracer.scope is None and function is None):
         raise not_a_trace(type(tracer).__name__)
-    scope = tracer.scope
-    refuse_block(scope)
     code, parts = CodeWriter(is_local), ModelWriter(model, tracer)
     parts.view(getattr(tracer, "model", model))
     writer = Writer(lambda value, writer: parts(value, writer) or code(value, writer))
-    taken = portable.taken_by(scope)
     root: dict[str, Any] = {
         "version": VERSION,
         "kind": kind,
         "model": model.to_model_key(),
         "settings": writer.value(model._remote_settings(), "settings"),
-        "block": block_node(portable.text_of(scope.block)),
-        "cells": writer.named(taken.cells),
-        "globals": code.namespace(scope.globals["__name__"], scope.globals, taken.globals, writer),
+        "function": writer.value(function),
+        "block": None if tracer.scope is None else _block(tracer.scope, code, writer),
         "grad": torch.is_grad_enabled(),
         "app": {name: getattr(CONFIG.APP, name) for name in _SWITCHES},
     }
@@ -107,6 +106,17 @@ def write(
     return Request(root["model"], pieces, writer.written, code.imported)
 
 
+def _block(scope: Scope, code: CodeWriter, writer: Writer) -> dict[str, Any]:
+    """A captured block, with the values that its names have."""
+    refuse_block(scope)
+    taken, module = portable.taken_by(scope), scope.globals["__name__"]
+    return {
+        "text": block_node(portable.text_of(scope.block)),
+        "cells": writer.named(taken.cells),
+        "globals": code.namespace(module, scope.globals, taken.globals, writer),
+    }
+
+
 _SWITCHES = ("CROSS_INVOKER", "LEGACY", "PYMOUNT")
 
 
@@ -118,7 +128,8 @@ class Arrived:
     """A block that came over the wire, ready to run."""
 
     tracer: Tracer
-    scope: Any
+    scope: Scope | None
+    function: Callable[[Any, Any], Any] | None
     grad: bool
     sent: Mapping[int, Any]
     saves: Saves = field(default_factory=Saves)
@@ -130,6 +141,9 @@ class Arrived:
             BaseException: what it raises, with `saved` on it.
         """
         with torch.set_grad_enabled(self.grad):
+            if self.scope is None:
+                assert isinstance(self.tracer, Trace) and self.function is not None
+                return {RETURNED: run_function(self.tracer, self.function)}
             names = self.tracer.run_apart(self.scope, self.saves)
         return {name: value for name, value in names.items() if not isinstance(value, Tracer)}
 
@@ -153,10 +167,7 @@ def _root(message: wire.Message) -> dict[str, Any]:
     return root
 
 
-_REQUIRED = {"version", "kind", "model", "settings", "block", "cells", "globals", "grad", "app"} | {
-    "edits",
-    "modules",
-}
+_REQUIRED = set("version kind model settings function block grad app edits modules".split())
 
 
 @contextlib.contextmanager
@@ -193,8 +204,6 @@ def _read(
     reader.special = {**parts.makers(), **code.makers()}
     parts.model = model._with_remote_settings(reader.read(root["settings"]))
     cls = _KINDS[root["kind"]]
-    text = block_text(root["block"])
-    show(text.filename, text.lineno, text.text)
     if cls is Session:
         tracer: Tracer = Session()
     else:
@@ -205,11 +214,19 @@ def _read(
         assert issubclass(cls, Trace)
         tracer = cls(at, Inputs(args, kwargs), reader.read(root["fn"]))
     parts.tracer = tracer
-    names = reader.read(root["globals"])
-    cells = {name: reader.read(value) for name, value in root["cells"].items()}
+    scope = None if root["block"] is None else _scope(root["block"], reader, show)
+    function = reader.read(root["function"])
     parts.put_edits(root["edits"], reader)
-    scope = portable.scope_of(portable.block_of(text), Taken(cells, names))
-    return Arrived(tracer, scope, root["grad"], reader.made)
+    return Arrived(tracer, scope, function, root["grad"], reader.made)
+
+
+def _scope(node: dict[str, Any], reader: Reader, show: Show) -> Scope:
+    """The variables of a block that came over the wire."""
+    text = block_text(node["text"])
+    show(text.filename, text.lineno, text.text)
+    names = reader.read(node["globals"])
+    cells = {name: reader.read(value) for name, value in node["cells"].items()}
+    return portable.scope_of(portable.block_of(text), Taken(cells, names))
 
 
 @contextlib.contextmanager
@@ -246,152 +263,3 @@ def _shown_texts() -> Iterator[Show]:
                 linecache.cache.pop(filename, None)
             else:
                 linecache.cache[filename] = entry
-
-
-# --- what comes back ------------------------------------------------------------------------------
-
-
-@dataclass
-class _ResultWriter:
-    """Writes what a block saved, so that nothing but data is needed to read it."""
-
-    parts: ModelWriter
-    sent: dict[int, int]  # object to number
-
-    def __call__(self, value: Any, writer: Writer) -> Node | None:
-        index = self.sent.get(id(value))
-        if index is not None:
-            return ["sent", index, *_state(value, writer)]
-        if hasattr(type(value), "_place_of"):
-            return self.parts(value, writer)
-        kind = type(value)
-        if isinstance(value, type):
-            if data_only.allowed(value) or value is object:
-                return ["name", value.__module__, value.__qualname__]
-            raise writer.refused(value, "classes of this side mean nothing on yours")
-        if callable(value) and not isinstance(value, torch.nn.Module):
-            if data_only.allowed(value):
-                return ["name", value.__module__, value.__qualname__]
-            raise writer.refused(value, "it is code, and only values come back")
-        plain = kind.__module__ in ("builtins", "torch", "numpy")
-        if not plain and not isinstance(value, torch.Tensor) and id(kind) not in self.sent:
-            if not data_only.allowed(kind) and not kind.__module__.startswith("numpy"):
-                raise writer.refused(
-                    value,
-                    "objects of this class do not come back",
-                    "Save the tensors and numbers in it.",
-                )
-        return None
-
-
-def _state(value: Any, writer: Writer) -> list[Any]:
-    """What became of a thing that was sent along and can be changed."""
-    kind = type(value)
-    if kind is list or kind is set:
-        return [kind.__name__, writer.values(value)]
-    if kind is dict:
-        return ["dict", writer.pairs(value)]
-    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return ["tensor", *writer.tensors.node(value)[1:]]
-    return []
-
-
-def write_result(
-    names: Mapping[str, Any],
-    arrived: Arrived,
-    model: Remotable,
-    warned: Sequence[Warned] = (),
-    compress: bool = True,
-) -> list[Any]:
-    """What a block saved, as data: the pieces of a message.
-
-    Raises:
-        NotSendableError: a name holds what cannot come back; the error says which.
-    """
-    sent = {id(value): index for index, value in arrived.sent.items() if not _is_small(value)}
-    special = _ResultWriter(ModelWriter(model), sent)
-    writer = Writer(special)
-    values = {}
-    for name, value in names.items():
-        writer.trail[:] = [name]
-        values[name] = writer.value(value)
-    writer.trail.clear()
-    changed = [writer.value(value) for value in arrived.saves if id(value) in sent]
-    root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
-    document = writer.finished()
-    return wire.pack([root, document.nodes], document.buffers, compress)
-
-
-def _is_small(value: Any) -> bool:
-    return isinstance(value, (str, bytes, int, float, complex, tuple, frozenset, type(None)))
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a block saved, on the side that it was written on."""
-
-    names: dict[str, Any]
-    warned: list[Warned]
-
-
-def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Result:
-    """What a block saved.
-
-    Args:
-        content: the message.
-        sent: what travelled with the block, by number; empty for another process than the sender.
-        model: the model of this side.
-
-    Raises:
-        PayloadError: the message is damaged, or holds what is no data.
-    """
-    message = wire.unpack(content)
-    document = message.document
-    if not isinstance(document, list) or len(document) != 2 or "names" not in document[0]:
-        raise damaged("it holds no values")
-    root, nodes = document
-    own = {id(value) for value in sent.values() if isinstance(value, type)}
-
-    def may_be_made(function: Any) -> bool:
-        return data_only.allowed(function) or id(function) in own
-
-    reader = Reader(nodes, message.buffers, data_only.objects, may_be_made)
-    reader.special = {
-        "sent": lambda rest, reader: _sent(rest, reader, sent),
-        "envoy": lambda rest, reader: model._at(rest[1]),
-    }
-    names = {name: reader.read(value) for name, value in root["names"].items()}
-    for value in root["changed"]:  # what was sent, and saved there without a name of its own
-        reader.read(value)
-    warned = [Warned(*entry) for entry in root["warned"]]
-    return Result(names, warned)
-
-
-def _sent(rest: Node, reader: Reader, sent: Mapping[int, Any]) -> Any:
-    index, *state = rest
-    if index not in sent:
-        raise damaged("it refers to what was not sent")
-    found = sent[index]
-    if state:
-        kind, *content = state
-        reader.later(lambda: _change(found, kind, content, reader))
-    return found
-
-
-def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
-    """Make of a thing that was sent what became of it there."""
-    if kind == "list":
-        found[:] = [reader.value(value) for value in content[0]]
-    elif kind == "set":
-        now = {reader.whole(value) for value in content[0]}
-        found.clear()
-        found.update(now)
-    elif kind == "dict":
-        now = {reader.whole(key): reader.value(value) for key, value in content[0]}
-        found.clear()
-        found.update(now)
-    elif kind == "tensor":
-        with torch.no_grad():
-            now = tensor_of(content, reader.buffers, None)
-            if now.shape == found.shape and not torch.equal(now.to(found), found):
-                found.copy_(now)

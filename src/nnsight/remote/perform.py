@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnsight.capture.traceback import is_hidden
-from nnsight.remote import payload, wire
+from nnsight.remote import payload, results, wire
 from nnsight.remote.context import serving
 from nnsight.remote.errors import NotSendableError, PayloadError, RemoteError
 from nnsight.remote.messages import Failure, Line, Warned
@@ -52,7 +52,7 @@ def perform(body: Any, model: Remotable, say: Say, compress: bool = True) -> Out
             phase = "run"
             names, failure = _run(arrived)
             phase = "send"
-            pieces = payload.write_result(names, arrived, model, warned, compress)
+            pieces = results.write_result(names, arrived, model, warned, compress)
             return Outcome(wire.join(pieces), failure)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return Outcome(None, failure_of(error, phase))

@@ -10,14 +10,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from nnsight.capture.tracer import Tracer
-from nnsight.remote import environment, errors, payload, pipe, wire
+from nnsight.remote import environment, errors, payload, pipe, results, wire
 from nnsight.remote.code_values import CodeWriter
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.failure import error_of, raise_through
@@ -44,19 +44,23 @@ class LocalSimulationBackend:
     ) -> None:
         self.model, self.opening, self.timeout = model, opening, timeout
 
-    def __call__(self, tracer: Tracer) -> None:
+    def __call__(self, tracer: Tracer, function: Callable[[Any, Any], Any] | None = None) -> None:
         """Run the block there, and wait for what it saved.
+
+        Args:
+            tracer: of the block.
+            function: what runs in place of a block.
 
         Raises:
             NotSendableError: it uses what cannot leave this process.
             RemoteError: it failed there; an error of the original type too.
         """
         tracer.received = {}
-        request = payload.write(tracer, self.model, environment.is_local)
+        request = payload.write(tracer, self.model, environment.is_local, True, function)
         failure, content = self._ask(request)
-        result = payload.Result({}, [])
+        result = results.Result({}, [])
         if content:
-            result = payload.read_result(content, request.sent, self.model)
+            result = results.read_result(content, request.sent, self.model)
         tracer.received = result.names
         give_again(result.warned)
         if failure is not None:

@@ -29,6 +29,11 @@ def run_function(trace: Trace, fn: Callable[[Any, Any], Any]) -> Any:
     return returned[0] if returned else None
 
 
+def result_of(tracer: Any, model: Any) -> Any:
+    """What the model returns: as the function that `run_function` takes."""
+    return tracer.result
+
+
 def run_now(trace: Trace, workers: list[Worker]) -> Any:
     """Run a trace that has no block of its own, with `workers` beside it.
 

@@ -1,0 +1,164 @@
+"""What a block saved, as data: from where it ran to where it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnsight.remote import data_only, wire
+from nnsight.remote.errors import damaged
+from nnsight.remote.messages import Warned
+from nnsight.remote.model import Remotable
+from nnsight.remote.parts import ModelWriter
+from nnsight.remote.payload import VERSION, Arrived
+from nnsight.remote.tensors import tensor_of
+from nnsight.remote.values import Node, Reader, Writer
+
+
+@dataclass
+class _ResultWriter:
+    """Writes what a block saved, so that nothing but data is needed to read it."""
+
+    parts: ModelWriter
+    sent: dict[int, int]  # object to number
+
+    def __call__(self, value: Any, writer: Writer) -> Node | None:
+        index = self.sent.get(id(value))
+        if index is not None:
+            return ["sent", index, *_state(value, writer)]
+        if hasattr(type(value), "_place_of"):
+            return self.parts(value, writer)
+        kind = type(value)
+        if isinstance(value, type):
+            if data_only.allowed(value) or value is object:
+                return ["name", value.__module__, value.__qualname__]
+            raise writer.refused(value, "classes of this side mean nothing on yours")
+        if callable(value) and not isinstance(value, torch.nn.Module):
+            if data_only.allowed(value):
+                return ["name", value.__module__, value.__qualname__]
+            raise writer.refused(value, "it is code, and only values come back")
+        plain = kind.__module__ in ("builtins", "torch", "numpy")
+        if not plain and not isinstance(value, torch.Tensor) and id(kind) not in self.sent:
+            if not data_only.allowed(kind) and not kind.__module__.startswith("numpy"):
+                raise writer.refused(
+                    value,
+                    "objects of this class do not come back",
+                    "Save the tensors and numbers in it.",
+                )
+        return None
+
+
+def _state(value: Any, writer: Writer) -> list[Any]:
+    """What became of a thing that was sent along and can be changed."""
+    kind = type(value)
+    if kind is list or kind is set:
+        return [kind.__name__, writer.values(value)]
+    if kind is dict:
+        return ["dict", writer.pairs(value)]
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        return ["tensor", *writer.tensors.node(value)[1:]]
+    return []
+
+
+def write_result(
+    names: Mapping[str, Any],
+    arrived: Arrived,
+    model: Remotable,
+    warned: Sequence[Warned] = (),
+    compress: bool = True,
+) -> list[Any]:
+    """What a block saved, as data: the pieces of a message.
+
+    Raises:
+        NotSendableError: a name holds what cannot come back; the error says which.
+    """
+    sent = {id(value): index for index, value in arrived.sent.items() if not _is_small(value)}
+    special = _ResultWriter(ModelWriter(model), sent)
+    writer = Writer(special)
+    values = {}
+    for name, value in names.items():
+        writer.trail[:] = [name]
+        values[name] = writer.value(value)
+    writer.trail.clear()
+    changed = [writer.value(value) for value in arrived.saves if id(value) in sent]
+    root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
+    document = writer.finished()
+    return wire.pack([root, document.nodes], document.buffers, compress)
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, (str, bytes, int, float, complex, tuple, frozenset, type(None)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a block saved, on the side that it was written on."""
+
+    names: dict[str, Any]
+    warned: list[Warned]
+
+
+def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Result:
+    """What a block saved.
+
+    Args:
+        content: the message.
+        sent: what travelled with the block, by number; empty for another process than the sender.
+        model: the model of this side.
+
+    Raises:
+        PayloadError: the message is damaged, or holds what is no data.
+    """
+    message = wire.unpack(content)
+    document = message.document
+    if not isinstance(document, list) or len(document) != 2 or "names" not in document[0]:
+        raise damaged("it holds no values")
+    root, nodes = document
+    own = {id(value) for value in sent.values() if isinstance(value, type)}
+
+    def may_be_made(function: Any) -> bool:
+        return data_only.allowed(function) or id(function) in own
+
+    reader = Reader(nodes, message.buffers, data_only.objects, may_be_made)
+    reader.special = {
+        "sent": lambda rest, reader: _sent(rest, reader, sent),
+        "envoy": lambda rest, reader: model._at(rest[1]),
+    }
+    names = {name: reader.read(value) for name, value in root["names"].items()}
+    for value in root["changed"]:  # what was sent, and saved there without a name of its own
+        reader.read(value)
+    warned = [Warned(*entry) for entry in root["warned"]]
+    return Result(names, warned)
+
+
+def _sent(rest: Node, reader: Reader, sent: Mapping[int, Any]) -> Any:
+    index, *state = rest
+    if index not in sent:
+        raise damaged("it refers to what was not sent")
+    found = sent[index]
+    if state:
+        kind, *content = state
+        reader.later(lambda: _change(found, kind, content, reader))
+    return found
+
+
+def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
+    """Make of a thing that was sent what became of it there."""
+    if kind == "list":
+        found[:] = [reader.value(value) for value in content[0]]
+    elif kind == "set":
+        now = {reader.whole(value) for value in content[0]}
+        found.clear()
+        found.update(now)
+    elif kind == "dict":
+        now = {reader.whole(key): reader.value(value) for key, value in content[0]}
+        found.clear()
+        found.update(now)
+    elif kind == "tensor":
+        with torch.no_grad():
+            now = tensor_of(content, reader.buffers, None)
+            if now.shape == found.shape and not torch.equal(now.to(found), found):
+                found.copy_(now)
