@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight.modeling import load_errors, standard
+from nnsight.modeling.adapters import Adapted, put, remove
 from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
@@ -48,12 +49,14 @@ class HuggingFaceModel(NNsight):
         tuple_outputs: True shows the tensor that a block of layers returns as a tuple of it, as in
             transformers 4.x, so that old scripts run; False says that `.output[0]` is meant as row
             0. Left out, `CONFIG.APP.LEGACY` decides.
+        peft: an adapter that is put into the model: a hub id, or a folder that PEFT wrote.
         **options: passed to `from_pretrained`: `device_map`, `dtype` (or `torch_dtype`),
             `attn_implementation`, `quantization_config`, `trust_remote_code`, `token`, ...
 
     Raises:
         LoadError: there is no such folder, or the config cannot be read.
-        ValueError: `automodel` does not know this kind of model.
+        ValueError: `automodel` does not know this kind of model, or the adapter is of another one.
+        ImportError: there is an adapter, and no package peft.
     """
 
     _loader: Loader
@@ -79,11 +82,14 @@ class HuggingFaceModel(NNsight):
         import_edits: bool | str = False,
         check_names: bool = False,
         tuple_outputs: bool | None = None,
+        peft: str | Path | None = None,
         **options: Any,
     ) -> None:
         source = model_key if repo_id is None else repo_id
         config = config_model if config is None else config
         self._loader = self._open(source, automodel, config, revision, meta_buffers, **options)
+        if peft is not None:
+            self._loader = Adapted(self._loader, peft)
         module = self._loader.weights() if dispatch else self._loader.skeleton()
         self._dispatched = not is_meta(module)
         self._checks_names = check_names
@@ -110,6 +116,25 @@ class HuggingFaceModel(NNsight):
         """What is left to do when all of `__init__` is done; a subclass calls it at its end."""
         if self._checks_names and self._dispatched:
             self.check_names()
+
+    def load_adapter(self, adapter: str | Path | None, **options: Any) -> None:
+        """Put an adapter of PEFT into the model, whose weights are read first; None: without any.
+
+        Args:
+            adapter: a hub id, or a folder that PEFT wrote. None takes all out; what was a layer
+                of the model stays at `.base_layer` of the layer that the adapter made.
+            **options: as for the `load_adapter` of transformers, such as `adapter_name`.
+
+        Raises:
+            ImportError: the package peft is not installed.
+            LoadError: there is no such adapter.
+            ValueError: it is of another model, or of a kind that has no layers.
+        """
+        self.dispatch()
+        if adapter is None:
+            remove(self._module)
+        else:
+            put(adapter, self._module, **options)
 
     def check_names(self) -> NamesReport:
         """Hold the standard names to what must be true of them, on a few tokens.
@@ -168,6 +193,9 @@ class HuggingFaceModel(NNsight):
         """
         if self.repo_id is None:
             raise load_errors.no_key(type(self._module).__name__)
+        to_come = not self._dispatched and isinstance(self._loader, Adapted)
+        if to_come or getattr(self._module, "peft_config", None):
+            raise load_errors.key_of_adapted(type(self._module).__name__)
         repo_id, task = keys.canonical(str(self.repo_id)), keys.usual_task(self._task)
         remote_code = self._loader.remote_code
         return str(ModelKey(repo_id, self.revision, task, remote_code, self._kind_on_servers))

@@ -205,3 +205,47 @@ def no_key(kind: str) -> ValueError:
 
 def key_of_another_kind(kind: str, name: str) -> ValueError:
     return ValueError(f"{name} cannot open what the key names: a {kind.rpartition('.')[2]}.")
+
+
+# --- adapters --------------------------------------------------------------------------------
+
+
+def no_peft() -> ImportError:
+    return ImportError("An adapter needs the package peft: `pip install peft`.")
+
+
+def no_adapter(folder: str) -> LoadError:
+    return LoadError(
+        f"There is no adapter in {folder!r}: it has no adapter_config.json. Pass the folder that "
+        "`save_pretrained` of a PeftModel wrote, or a hub id."
+    )
+
+
+def adapter_without_layers(adapter: str, kind: str) -> ValueError:
+    return ValueError(
+        f"The adapter {adapter!r} is of the kind {kind}, which puts virtual tokens before a prompt "
+        "and has no layers to put into a model. Load it with PEFT and wrap the PeftModel: "
+        "`LanguageModel(peft_model, tokenizer=...)`."
+    )
+
+
+def other_adapter(adapter: str, model: str, reason: Exception) -> ValueError:
+    return ValueError(
+        f"The adapter {adapter!r} is not of this model, a {model}: {first_sentence(reason)}. Pass "
+        "the model that it was trained on, which its adapter_config.json names as "
+        "`base_model_name_or_path`."
+    )
+
+
+def adapter_of_loaded(adapter: str) -> ValueError:
+    return ValueError(
+        f"`peft={adapter!r}` is read with the weights of a model, and this one is loaded already. "
+        f"Wrap it without, and then call `model.load_adapter({adapter!r})`, or wrap a PeftModel."
+    )
+
+
+def key_of_adapted(kind: str) -> ValueError:
+    return ValueError(
+        f"This {kind} has an adapter, which no key names: a server would run the model without it. "
+        "Run it here, or call `model.load_adapter(None)` first."
+    )

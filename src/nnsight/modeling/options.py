@@ -28,8 +28,8 @@ MODEL = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 """Options of `from_pretrained` that a config would take as settings of its own."""
 
 _OWN = (
-    "automodel check_names config dispatch envoys import_edits meta_buffers path processor rename "
-    "revision tokenizer tokenizer_kwargs tuple_outputs"
+    "automodel check_names config dispatch envoys import_edits meta_buffers path peft processor "
+    "rename revision tokenizer tokenizer_kwargs tuple_outputs"
 ).split()
 
 _FOR_RANDOM_WEIGHTS = frozenset(
