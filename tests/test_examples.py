@@ -16,6 +16,8 @@ SHOWS = {
     "ablation.py": "layer 0: without attention",
     "standard_names.py": "without head 1.0: P(answer) = 0.7",
     "any_module.py": "all outputs agree: True",
+    "image_patching.py": "the projector: 1.00 of the way to the other image",
+    "diffusion_steps.py": "step 2: the prompt pulls by 0.",
 }
 
 

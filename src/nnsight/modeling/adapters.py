@@ -108,7 +108,9 @@ def _config_of(adapter: str) -> Any:
     except ValueError as reason:  # so does PEFT say that it cannot find it
         raise load_errors.unloadable("adapter", adapter, Path(adapter).is_dir(), reason) from reason
     if getattr(config, "is_prompt_learning", False):
-        raise load_errors.adapter_without_layers(adapter, str(config.peft_type.value))
+        raise load_errors.adapter_without_layers(
+            adapter, str(getattr(config.peft_type, "value", "?"))
+        )
     config.inference_mode = True
     return config
 
