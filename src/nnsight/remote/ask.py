@@ -27,12 +27,12 @@ def ask(path: str, *, host: str | None = None, api_key: str | None = None) -> An
     host = (CONFIG.API.HOST if host is None else host).rstrip("/")
     if not is_address(host):
         raise errors.no_address(host)
-    headers = {"Accept": "application/json", **_key_header(api_key)}
+    headers = {"Accept": "application/json", **key_header(api_key)}
     try:
         # Redirects would carry the key to an address that the user has not named
         answer = requests.get(host + path, headers=headers, timeout=SECONDS, allow_redirects=False)
     except (requests.RequestException, UnicodeError, OSError) as error:
-        raise errors.not_reached(host, reason(error)) from None
+        raise errors.not_reached(host, reason(error, SECONDS)) from None
     if answer.is_redirect:
         raise errors.moved(host, answer.headers.get("Location", ""))
     found = _decoded(answer)
@@ -64,17 +64,26 @@ def _decoded(answer: Any) -> Any:
         return _NOTHING
 
 
-def _key_header(api_key: str | None) -> dict[str, str]:
+def key_header(api_key: str | None) -> dict[str, str]:
+    """The header with this key, or with the one of `CONFIG` if it is None; none without a key.
+
+    Raises:
+        ServiceError: it cannot be a key. (`requests` would show it in its own error.)
+    """
     key = CONFIG.API.APIKEY if api_key is None else api_key
     if not key:
         return {}
-    if not (key.isascii() and key.isprintable()):  # `requests` would show it in its error
+    if not (key.isascii() and key.isprintable()):
         raise errors.no_such_key()
     return {"ndif-api-key": str(key)}
 
 
-def reason(error: BaseException) -> str:
-    """Why a connection failed, in a few words."""
+def reason(error: BaseException, seconds: float | None = None) -> str:
+    """Why a connection failed, in a few words.
+
+    Args:
+        seconds: how long was waited for an answer, to be told where there was none.
+    """
     import requests
 
     if isinstance(error, requests.exceptions.SSLError):
@@ -82,7 +91,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy of the environment does not lead there"
     if isinstance(error, requests.exceptions.Timeout):
-        return f"no answer within {SECONDS:g} seconds"
+        return f"no answer within {seconds:g} seconds" if seconds else "no answer in time"
     for inner in _chain(error):
         if isinstance(inner, socket.gaierror):
             return "no machine of that name is known here"

@@ -20,9 +20,8 @@ from typing import Any
 import msgspec
 import requests
 
-from nnsight.config import CONFIG
-from nnsight.remote import errors
-from nnsight.remote.ask import reason
+from nnsight.remote import errors, service_errors
+from nnsight.remote.ask import is_address, key_header, reason
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.messages import Event
 from nnsight.remote.wire import MEDIA_TYPE
@@ -93,17 +92,24 @@ class Connection:
             session.max_redirects = 0
         return session
 
+    def __post_init__(self) -> None:
+        """What no server could answer to is refused at once, not tried again and again."""
+        if not is_address(self.host):
+            raise errors.RemoteError(str(service_errors.no_address(self.host)))
+        try:
+            key_header(self.api_key)
+        except service_errors.ServiceError as error:
+            raise errors.RemoteError(str(error)) from None
+
     def _headers(self) -> dict[str, str]:
-        key = CONFIG.API.APIKEY if self.api_key is None else self.api_key
-        headers = {"nnsight-version": __version__, "python-version": sys.version.split()[0]}
-        if key:
-            headers["ndif-api-key"] = str(key)
-        return headers
+        versions = {"nnsight-version": __version__, "python-version": sys.version.split()[0]}
+        return {**versions, **key_header(self.api_key)}
 
     def _send(
         self, method: str, path: str, data: Any = None, headers: Mapping[str, str] | None = None
     ) -> requests.Response:
         """One exchange; the body of the answer is yet to be read."""
+        left = max(self.deadline.left, 0.001)
         return self._session().request(
             method,
             self.host + path,
@@ -111,7 +117,7 @@ class Connection:
             headers={**self._headers(), **(headers or {})},
             stream=True,
             allow_redirects=False,
-            timeout=(min(CONNECT, self._left()), min(SILENCE, self._left())),
+            timeout=(min(CONNECT, left), min(SILENCE, left)),
         )
 
     def _left(self) -> float:
@@ -131,6 +137,7 @@ class Connection:
         failing = Deadline.after(PATIENCE)
         for attempt in range(1_000_000):
             why = wait = None
+            self._left()  # not in the `try`: this end of waiting is no broken line
             try:
                 answer = self._send(method, path, data(), headers)
             except _BROKEN as error:
@@ -151,10 +158,14 @@ class Connection:
     def _pause(self, attempt: int, wait: float | None, why: str | None, failing: Deadline) -> None:
         if failing.left <= 0:
             raise errors.lost(self.host, why or "", self.job)
+        if self.deadline.left <= 0:
+            raise errors.timed_out(self.host, self.job, why)
         seconds = _PAUSES[min(attempt, len(_PAUSES) - 1)] if wait is None else wait
         if attempt:
             self.notice(f"{why or 'no answer'}; trying again in {seconds:g} s")
-        time.sleep(max(0.0, min(seconds, self._left())))
+        time.sleep(max(0.0, min(seconds, self.deadline.left)))
+        if self.deadline.left <= 0:
+            raise errors.timed_out(self.host, self.job, why)
 
     # --- a job ------------------------------------------------------------------------------------
 
@@ -222,6 +233,8 @@ class Connection:
                         yield event
                         if event.ends:
                             return
+            except errors.RemoteTimeoutError:
+                raise
             except _BROKEN as error:
                 why = reason(error)
             finally:
@@ -296,6 +309,8 @@ class Connection:
                     at += len(chunk)
                     if progress is not None:
                         progress(len(chunk))
+            except errors.RemoteTimeoutError:
+                raise
             except _BROKEN as error:
                 why = reason(error)
             except ValueError:

@@ -87,9 +87,10 @@ def _of_job(error: RemoteError, job: str) -> RemoteError:
     return error
 
 
-def timed_out(host: str, job: str) -> RemoteError:
-    """The user's own time limit."""
+def timed_out(host: str, job: str, why: str | None = None) -> RemoteError:
+    """The user's own time limit, and what there was to wait for."""
     text = f"The server at {host} did not give a result within the time given (`timeout=`)."
+    text += f" When it ended: {why}." if why else ""
     return _of_job(RemoteTimeoutError(text + _job(job)), job)
 
 

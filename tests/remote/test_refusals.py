@@ -1,0 +1,44 @@
+"""What no server could answer to is refused before anything is sent, or waited for."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+import pytest
+
+from nnsight import CONFIG
+from nnsight.remote.errors import RemoteError, RemoteTimeoutError
+from tests.remote.double import Double
+from tests.remote.test_service import KEY, unreachable
+
+
+def refused(gpt2: Any, kind: type = RemoteError, **options: Any) -> str:
+    """The error of a small remote trace, as it is printed."""
+    with pytest.raises(kind) as error:
+        with gpt2.trace("Hello", remote=True, **options):
+            gpt2.lm_head.output.save()
+    return "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"“{KEY}”", f"{KEY}\x7f"])
+def test_a_key_that_cannot_be_one_is_not_shown(double: Double, gpt2: Any, key: str):
+    CONFIG.API_KEY = key
+    began = time.monotonic()
+    said = refused(gpt2)
+    assert "characters that no key has" in said and KEY not in said
+    assert double.asked == [] and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("host", ["api.ndif.us", "ftp://api.ndif.us", "http://[::1"])
+def test_a_host_that_cannot_be_one_is_told_of_at_once(settings: Any, gpt2: Any, host: str):
+    CONFIG.API.HOST = host
+    assert "is no address of a server" in refused(gpt2)
+
+
+def test_a_time_limit_says_what_was_waited_for(settings: Any, gpt2: Any, capsys: Any):
+    CONFIG.API.HOST = unreachable()
+    said = refused(gpt2, RemoteTimeoutError, timeout=0.6)
+    assert "within the time given (`timeout=`). When it ended: nothing listens there." in said
+    assert "RemoteTimeoutError" not in capsys.readouterr().err
