@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import resource
 import sys
 import types
 from pathlib import Path
@@ -31,7 +32,10 @@ def serve(words: list[str]) -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--models", default="fake/model")
     parser.add_argument("--limits", default="{}")
+    parser.add_argument("--largest-file", type=int, help="bytes; stands for a full disk")
     options = parser.parse_args(words)
+    if options.largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
     limits = dataclasses.replace(Limits(), **json.loads(options.limits))
     command = (str(Path(__file__).resolve()), "worker")
     plans = [

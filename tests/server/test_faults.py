@@ -288,3 +288,11 @@ def test_many_send_one_request_at_once(shared: Server):
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(send, range(8)))) == 1
+
+
+def test_random_kills_lose_nothing():
+    """A short run of `killloop.py`, which can run for longer by hand."""
+    from tests.server.killloop import loop
+
+    count = loop(jobs=20, seconds=6.0, seed=1)
+    assert count["COMPLETED"] + count["ERROR"] == 20

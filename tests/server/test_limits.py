@@ -139,6 +139,16 @@ def test_ended_jobs_are_forgotten(serve: Serve, monkeypatch: pytest.MonkeyPatch)
     assert not list((server.data / "results").iterdir())
 
 
+def test_a_full_disk(serve: Serve):
+    server = serve("--largest-file", "3000000")
+    answer = server.post(b"#" * 4_000_000)
+    assert answer.status_code == 507 and answer.headers["retry-after"]
+    last = server.run("result = b' ' * 4_000_000")
+    assert last["status"] == "ERROR" and last["meta"]["error"]["type"] == "ResultLost"
+    the_next_job_runs(server)
+    assert not list((server.data / "requests").iterdir())
+
+
 def keys_of(server: Server, *names: str) -> list[str]:
     from nnsight.server import keys
     from nnsight.server.store import Store

@@ -25,6 +25,8 @@ from nnsight.server.store import Job, Store
 
 log = logging.getLogger("nnsight.server")
 RECEIVED_TEXT = "Your job has been received and is waiting to be queued."
+PAUSE = 1.0
+"""Seconds between tries to write to a full disk."""
 SWEEP = 60.0
 """Seconds between looks for jobs that are past their time."""
 
@@ -188,7 +190,7 @@ class Serving:
                 await self._next(model)
             except (sqlite3.Error, OSError) as error:  # the disk is full: nothing can be noted
                 log.error("cannot write to %s: %s", self.folder.path, error)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(PAUSE)
 
     async def _next(self, model: str) -> None:
         queue = self.queues[model]
@@ -253,7 +255,7 @@ class Serving:
                 return write(job, status, description, data, meta)
             except sqlite3.Error as error:
                 log.error("cannot write to %s: %s", self.folder.path, error)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(PAUSE)
 
     def _say_loading(self, model: str) -> None:
         """Tell the next job that it waits for the model."""

@@ -1,0 +1,133 @@
+"""A server with an engine that does what the test says: what cannot be seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnsight.server import serving
+from nnsight.server.engine import Ended, Hearer, State, Task
+from nnsight.server.errors import End
+from nnsight.server.files import Folder
+from nnsight.server.limits import Limits
+from nnsight.server.naming import Served
+from nnsight.server.serving import Serving
+from nnsight.server.store import Job, Store
+
+
+class Double:
+    """An engine whose tasks are functions of the test."""
+
+    def __init__(self, act: Callable[[Task, Hearer], Any]) -> None:
+        self.act, self.ran = act, []
+
+    def open(self) -> None: ...
+
+    async def ready(self, model: str, key: str) -> bool:
+        return True
+
+    async def run(self, task: Task, hear: Hearer) -> Ended:
+        self.ran.append(task.job)
+        hear.began()
+        return self.act(task, hear) or Ended()
+
+    def stop(self, job: str, why: End) -> None: ...
+
+    def state(self, model: str) -> State:
+        return State("ready")
+
+    async def close(self) -> None: ...
+
+
+def play(path: Path, engine: Double, scene: Callable[[Serving], Any]) -> Store:
+    """Run a scene with a server; its store, to look into."""
+
+    async def living() -> Store:
+        folder = Folder(path)
+        server = Serving(folder, Store(folder.database), engine, [Served("m")], Limits())
+        server.open()
+        await asyncio.wait_for(scene(server), 20)
+        await server.close()
+        return server.store
+
+    return asyncio.run(living())
+
+
+def job(server: Serving, id: str, key: str = "k") -> Job:
+    server.folder.request(id).write_bytes(b"1")
+    return server.submit(Job(id, key, "m", "nnsight/1", "", None, 1, "", time.time(), None))
+
+
+async def ended(server: Serving, *ids: str) -> None:
+    while not all((found := server.store.job(id)) and found.ended for id in ids):
+        await asyncio.sleep(0.01)
+
+
+def test_an_end_is_written_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    append, refusals = Store.append, []
+
+    def full(self: Store, job: str, status: str, *rest: Any) -> bool:
+        if status in ("LOG", "COMPLETED") and len(refusals) < 3:
+            refusals.append(status)
+            raise sqlite3.OperationalError("database or disk is full")
+        return append(self, job, status, *rest)
+
+    monkeypatch.setattr(Store, "append", full)
+    monkeypatch.setattr(serving, "PAUSE", 0.05)
+
+    async def scene(server: Serving) -> None:
+        job(server, "a")
+        job(server, "b")
+        await ended(server, "a", "b")
+
+    store = play(tmp_path, Double(lambda task, hear: hear.said("lost")), scene)
+    assert refusals == ["LOG", "COMPLETED", "COMPLETED"]
+    assert [e.status for e in store.events("a")][-1] == "COMPLETED"
+    assert [e.status for e in store.events("b")][-2:] == ["LOG", "COMPLETED"]
+
+
+def test_a_cancelled_job_stays_cancelled_however_it_ends(tmp_path: Path):
+    async def scene(server: Serving) -> None:
+        def cancel(task: Task, hear: Hearer) -> None:
+            assert server.cancel(server.store.job(task.job))  # type: ignore[arg-type] # it is there
+            hear.said("too late")
+
+        engine.act = cancel
+        job(server, "a")
+        await ended(server, "a")
+        engine.act = lambda task, hear: None
+        job(server, "b")
+        await ended(server, "b")
+
+    engine = Double(lambda task, hear: None)
+    store = play(tmp_path, engine, scene)
+    assert [e.status for e in store.events("a")][-1] == "ERROR" and engine.ran == ["a", "b"]
+    assert "too late" not in [e.description for e in store.events("a")]
+
+
+def test_those_who_wait_hear_where_they_are(tmp_path: Path):
+    async def scene(server: Serving) -> None:
+        hold.clear()
+        for id in "abc":
+            job(server, id)
+        await asyncio.sleep(0.5)
+        hold.set()
+        await ended(server, "a", "b", "c")
+
+    class Slow(Double):
+        async def run(self, task: Task, hear: Hearer) -> Ended:
+            await hold.wait()
+            return await super().run(task, hear)
+
+    hold = asyncio.Event()
+    store = play(tmp_path, Slow(lambda task, hear: None), scene)
+    told = [e.description for e in store.events("c") if e.status == "QUEUED"]
+    assert told[:2] == ["Added to queue at position 3.", "Moved to position 2 in queue."]
