@@ -164,10 +164,12 @@ def test_a_server_that_is_asked_to_stop(serve: Serve):
     server.reach(running, "RUNNING")
     waiting = server.send("result = b'1'")
     with server.get(f"/events/{running}", stream=True) as following:
+        lines = following.iter_lines()
+        while b"RUNNING" not in next(lines):
+            pass
         worker = server.worker()
         server.stop()
-        lines = following.text  # the stream ends, so that the client may come back
-    assert "RUNNING" in lines and "ERROR" not in lines
+        assert b"ERROR" not in b"".join(lines)  # it ends, so that the client may come back
     assert not alive(worker)
     server.start()
     assert error_of(server.events(running)[-1]) == "Interrupted"

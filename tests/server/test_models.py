@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import subprocess
 import sys
@@ -50,65 +49,53 @@ def real(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     server.kill()
 
 
-def run(server: Server, sent: Sent) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The events of the block, and the values that it saved."""
-    body = b"".join(map(bytes, sent.request.pieces))
-    events = server.events(server.send(body, nnsight_model_key=sent.request.key))
-    if not events[-1].get("data"):
-        return events, {}
-    content = bytearray(base64.b64decode(events[-1]["data"]["inline"]))
-    return events, payload.read_result(content, sent.request.sent).names
-
-
 @pytest.fixture
 def client(gpt2_folder: Path) -> LanguageModel:
     """The model on the side of who sends: without weights."""
     return LanguageModel(gpt2_folder)
 
 
-def test_a_block_gives_the_values_that_it_gives_here(real: Server, client: Any, gpt2: Any):
-    with client.trace("Hello world", backend=(sent := Sent())):
+def test_a_block_gives_the_values_that_it_gives_here(
+    real: Server, client: Any, gpt2: Any, capsys: pytest.CaptureFixture[str]
+):
+    with client.trace("Hello world", remote=real.url):
         hidden = client.transformer.h[5].output.save()
         client.transformer.h[6].mlp.output[:] = 0
         logits = client.lm_head.output.save()
         print("in the block", hidden.shape[0])
-    events, names = run(real, sent)
+    assert "in the block 1" in capsys.readouterr().out
     with gpt2.trace("Hello world"):
-        hidden = gpt2.transformer.h[5].output.save()
+        hidden_here = gpt2.transformer.h[5].output.save()
         gpt2.transformer.h[6].mlp.output[:] = 0
-        logits = gpt2.lm_head.output.save()
-    assert events[-1]["status"] == "COMPLETED"
-    assert [e["description"] for e in events if e["status"] == "LOG"] == ["in the block 1"]
-    assert torch.equal(names["hidden"], hidden) and torch.equal(names["logits"], logits)
+        logits_here = gpt2.lm_head.output.save()
+    assert torch.equal(hidden, hidden_here) and torch.equal(logits, logits_here)
     assert not client.dispatched
 
 
 def test_an_error_names_the_line_of_the_user(real: Server, client: Any):
-    with client.trace("Hello world", backend=(sent := Sent())):
-        first = client.transformer.h[0].output.save()  # noqa: F841 # saved
-        raise KeyError("in the middle of it")
-    events, names = run(real, sent)
-    error = events[-1]["meta"]["error"]
-    assert error["type"] == "KeyError" and names["first"].shape[-1] == 48
-    file, _, _, text = error["frames"][-1]
-    assert file == __file__ and text.strip() == 'raise KeyError("in the middle of it")'
-    assert "in the middle of it" in events[-1]["description"]
+    with pytest.raises(KeyError, match="in the middle of it") as caught:
+        with client.trace("Hello world", remote=real.url):
+            first = client.transformer.h[0].output.save()  # noqa: F841 # saved
+            raise KeyError("in the middle of it")
+    assert caught.value.saved["first"].shape[-1] == 48  # type: ignore[attr-defined] # as any error
+    assert caught.traceback[-1].path == Path(__file__)
 
 
-def test_weights_that_a_block_changed_are_as_before_in_the_next(real: Server, client: Any):
+def test_weights_that_a_block_changed_are_as_before_in_the_next(
+    real: Server, client: Any, capsys: pytest.CaptureFixture[str]
+):
     def norm() -> float:
-        with client.trace("Hello world", backend=(sent := Sent())):
-            total = client.lm_head.output.norm().item().save()  # noqa: F841 # saved
-        return run(real, sent)[1]["total"]
+        with client.trace("Hello world", remote=real.url):
+            total = client.lm_head.output.norm().item().save()
+        return total
 
     before = norm()
-    with client.trace("Hello world", backend=(sent := Sent())):
+    with client.trace("Hello world", remote=real.url):
         with torch.no_grad():
             client.transformer.h[3].mlp.c_fc.weight.zero_()
-        total = client.lm_head.output.norm().item().save()  # noqa: F841 # saved
-    events, names = run(real, sent)
-    assert names["total"] != before
-    assert any("h.3.mlp.c_fc.weight" in e["description"] for e in events if e["status"] == "LOG")
+        total = client.lm_head.output.norm().item().save()
+    assert total != before
+    assert "h.3.mlp.c_fc.weight" in capsys.readouterr().out
     assert norm() == before
 
 
