@@ -292,6 +292,11 @@ def test_a_key_that_cannot_be_one_is_told_of_but_not_shown(double: Double, key: 
     assert KEY not in str(error.value) and double.asked == []
 
 
+def test_the_console_script_is_there():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '\nnnsight = "nnsight.__main__:main"\n' in text and callable(__main__.main)
+
+
 # --- from a shell --------------------------------------------------------------------------------
 
 

@@ -180,6 +180,7 @@ def is_local(module: ModuleType) -> bool:
     return not _is_installed(file) and name.partition(".")[0] not in _editable()
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_installed(file: str) -> bool:
     return _among_packages(file) or _within(file, _folders_of_python() | _folders_of_packages())
 
@@ -292,6 +293,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, found.group(1).split("."))) if found else ()
 
 
+@functools.lru_cache(maxsize=512)
 def _version(name: str) -> str | None:
     if name == "nnsight":
         return __version__
