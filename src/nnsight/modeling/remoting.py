@@ -116,6 +116,6 @@ def parts(model: Any) -> dict[str, Any]:
     """What belongs to a model beside its modules, by name: of it only what is there already."""
     module = model._module
     found = {name: getattr(module, name, None) for name in ("config", "generation_config")}
-    lazy = {name: getattr(model, f"_{name}", None) for name in ("tokenizer", "processor")}
+    lazy = {name: vars(model).get(f"_{name}") for name in ("tokenizer", "processor")}
     found.update({name: getattr(holder, "known", None) for name, holder in lazy.items()})
     return {name: value for name, value in found.items() if value is not None}

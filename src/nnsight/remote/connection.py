@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,9 @@ class Connection:
         session = _sessions.get(key)
         if session is None:
             session = _sessions[key] = requests.Session()
-            session.max_redirects = 0
+            found = session.merge_environment_settings(self.host, {}, None, None, None)
+            session.proxies, session.verify = found["proxies"], found["verify"]
+            session.trust_env = False  # it has been asked, and would be for each request
         return session
 
     def __post_init__(self) -> None:
@@ -230,6 +233,8 @@ class Connection:
                         self.beat()
                     elif event.seq > self.seen:
                         self.job, self.seen = event.id or self.job, event.seq
+                        if event.ends:
+                            _drain(answer)
                         yield event
                         if event.ends:
                             return
@@ -269,12 +274,9 @@ class Connection:
         """End the job, wherever it is. Says nothing if that cannot be done."""
         if not self.job:
             return
-        try:
-            self._session().delete(
-                f"{self.host}/job/{self.job}", headers=self._headers(), timeout=5.0
-            )
-        except _BROKEN:
-            pass
+        with suppress(*_BROKEN):
+            path = f"{self.host}/job/{self.job}"
+            self._session().delete(path, headers=self._headers(), timeout=5.0)
 
     def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray:
         """The bytes that an event refers to.
@@ -323,6 +325,12 @@ class Connection:
                 self._pause(attempt, None, why, failing)
                 attempt += 1
         return found
+
+
+def _drain(answer: requests.Response) -> None:
+    """Read the end of an answer that has ended, so that its connection serves the next."""
+    with suppress(*_BROKEN):
+        answer.raw.drain_conn()
 
 
 def _event(line: bytes) -> Event:

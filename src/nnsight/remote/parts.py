@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from nnsight.capture import portable
 from nnsight.capture.block import Outer
@@ -58,7 +59,7 @@ class ModelWriter:
         if isinstance(value, torch.nn.Module):
             place = self._module_place(value)
             return None if place is None else ["submodule", place]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and (value.is_meta or isinstance(value, Parameter)):
             place = self._tensor_place(value)
             return None if place is None else ["parameter", place]
         if isinstance(value, Edit):
