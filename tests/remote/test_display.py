@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -360,11 +361,11 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     class Handle:
         def __init__(self, page: Any) -> None:
-            shown.outputs.append(page.data)
+            shown.outputs.append(page._repr_html_())
             self.place = len(shown.outputs) - 1
 
         def update(self, page: Any) -> None:
-            shown.outputs[self.place] = page.data
+            shown.outputs[self.place] = page._repr_html_()
 
     monkeypatch.setattr(IPython, "get_ipython", lambda: shown.shell)
     monkeypatch.setattr(IPython.display, "display", lambda page, display_id: Handle(page))
@@ -412,6 +413,53 @@ def test_text_is_text_in_a_page(cells: SimpleNamespace):
     with Display() as display:
         display.status(Event("<b>", "<i>", "<script>alert(1)</script>"))
     assert not {"<i>", "<script>"} & set(re.findall("<[^>]*>", cells.outputs[0]))
+
+
+KERNEL = """
+import json
+from jupyter_client.manager import start_new_kernel
+
+code = '''
+from nnsight.remote.display import Display
+from nnsight.remote.messages import Event
+for _ in range(2):
+    with Display() as display:
+        display.status(Event("j", "QUEUED", "position 2"))
+        display.print("of the block")
+        display.status(Event("j", "COMPLETED"))
+'''
+said = []
+manager, client = start_new_kernel(kernel_name="python3")
+client.execute_interactive(
+    code, output_hook=lambda one: said.append((one["msg_type"], one["content"])), timeout=50
+)
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+print(json.dumps(said))
+"""
+
+
+def test_a_real_notebook():
+    pytest.importorskip("ipykernel")
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL], capture_output=True, text=True, timeout=55
+    )
+    said = [one for one in json.loads(done.stdout) if one[0] not in ("status", "execute_input")]
+    kinds = [
+        "display_data",
+        "stream",
+        *["update_display_data"] * 2,
+        "stream",
+        "update_display_data",
+    ]
+    assert [kind for kind, _ in said] == kinds
+    shown = [content["data"] for kind, content in said if kind != "stream"]
+    assert [data["text/plain"].split()[0] for data in shown] == ["QUEUED", "COMPLETED"] * 2
+    assert "<b style='color:#1a7f37'>COMPLETED</b>" in shown[-1]["text/html"]
+    assert [content["text"] for kind, content in said if kind == "stream"] == ["of the block\n"] * 2
+    assert (
+        len({content["transient"]["display_id"] for kind, content in said if kind != "stream"}) == 1
+    )
 
 
 def test_ipython_in_a_terminal_is_a_terminal(cells: SimpleNamespace, screen: Screen):

@@ -187,41 +187,55 @@ class Notebook:
         self._shell = shell
         self._cell = getattr(shell, "execution_count", 0)
         self._line: Any = None
+        self._page: Page | None = None  # what stands there
 
     def show(self, moment: Moment) -> None:
-        self._put(_page(moment))
+        page = Page(moment)
+        if self._line is None or self._page is None or page.html != self._page.html:
+            self._put(page)
 
-    def _put(self, page: str) -> None:
-        from IPython.display import HTML, display
+    def _put(self, page: Page) -> None:
+        from IPython.display import display
 
+        self._page = page
         if self._line is None:
             shell, cell, line = Notebook._last or (None, 0, None)
             if shell is self._shell and cell == self._cell:
                 Notebook._last = None
                 self._line = line
         if self._line is None:
-            self._line = display(HTML(page), display_id=True)
+            self._line = display(page, display_id=True)
         else:
-            self._line.update(HTML(page))
+            self._line.update(page)
 
     def hide(self) -> None:
         """Nothing is in the way: what is printed has a place of its own."""
 
     def keep(self, moment: Moment) -> None:
-        self._put(_page(moment))
+        self.show(moment)
         self._line = None
 
     def end(self, last: Moment) -> None:
         if self._line is not None:
             if last.head:  # of a result that is only fetched, no state is known
-                self._put(_page(last))
+                self.show(last)
             Notebook._last = self._shell, self._cell, self._line
             self._line = None
 
 
-def _page(moment: Moment) -> str:
-    fraction = moment.transfer.fraction if moment.transfer else None
-    bar = "" if fraction is None else f" <progress value='{fraction:.3f}' max='1'></progress>"
-    head = f"<b style='color:{_CSS[moment.colour]}'>{html.escape(moment.head)}</b>"
-    rest = html.escape(moment.rest())
-    return f"<div style='font-family:monospace'>{head}{bar} <span>{rest}</span></div>"
+class Page:
+    """A moment as a notebook shows it."""
+
+    def __init__(self, moment: Moment) -> None:
+        self.text = f"{moment.head}  {moment.rest()}".rstrip()
+        fraction = moment.transfer.fraction if moment.transfer else None
+        bar = "" if fraction is None else f" <progress value='{fraction:.3f}' max='1'></progress>"
+        head = f"<b style='color:{_CSS[moment.colour]}'>{html.escape(moment.head)}</b>"
+        rest = html.escape(moment.rest())
+        self.html = f"<div style='font-family:monospace'>{head}{bar} <span>{rest}</span></div>"
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
