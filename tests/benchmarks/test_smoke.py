@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from nnsight import CONFIG
+
+from . import remote
 from .harness import Case, Scenario, markdown, measure, store
 from .scenarios import SCENARIOS, import_time, kept, stack, wrapped
 
@@ -47,3 +51,10 @@ def test_a_figure_is_stored_beside_its_target(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert kept[0]["name"] == "nothing" and kept[0]["target"] == 5
     assert "| ≤ 5 " in markdown([figure]) == (tmp_path / "figures.md").read_text()
+
+
+def test_the_figures_of_a_server_come_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    text = remote.table(repeats=1, mebibytes=1, jobs=2)
+    assert "COMPLETED heard after" in text
+    assert re.findall(r"(\d+) clients: \d+ jobs a second", text) == ["1", "16"]

@@ -90,6 +90,8 @@ class Connection:
         session = _sessions.get(key)
         if session is None:
             session = _sessions[key] = requests.Session()
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
             found = session.merge_environment_settings(self.host, {}, None, None, None)
             session.proxies, session.verify = found["proxies"], found["verify"]
             session.trust_env = False  # it has been asked, and would be for each request
