@@ -18,10 +18,11 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 def _is_cache(value: Any) -> bool:
     """Whether `value` is one of transformers' key/value caches, or a layer of one."""
-    kind = type(value)
-    if not kind.__module__.startswith("transformers."):
-        return False
-    return any(base.__name__ in ("Cache", "CacheLayerMixin") for base in kind.__mro__)
+    return any(
+        base.__name__ in ("Cache", "CacheLayerMixin")
+        and base.__module__.startswith("transformers.")
+        for base in type(value).__mro__
+    )
 
 
 def parts(value: Any) -> dict[Any, Any] | None:
@@ -81,6 +82,24 @@ def map_leaves(transform: Transform, value: Any) -> Any:
     if all(changed[key] is members[key] for key in members):
         return value
     return rebuild(value, changed)
+
+
+_PLAIN = (str, bytes, int, float, complex, type(None), torch.device, torch.dtype, torch.nn.Module)
+
+
+def unshared(value: Any) -> Any:
+    """`value` with copies of the objects in it that a model writes into, such as its caches.
+
+    A cache without a tensor is one too: the model puts the first ones in. Tensors that stand in
+    plain containers, modules and functions are shared.
+    """
+    if isinstance(value, (torch.Tensor, *_PLAIN)) or callable(value):
+        return value
+    members = parts(value)
+    if members is not None and not _is_cache(value):
+        own = {key: unshared(member) for key, member in members.items()}
+        return value if all(own[key] is members[key] for key in members) else rebuild(value, own)
+    return copy.deepcopy(value, {id(leaf): leaf.detach().clone() for leaf in leaves(value)})
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:

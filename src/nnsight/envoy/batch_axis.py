@@ -163,9 +163,10 @@ def measure(
         twin = _twin(module)
         done = record(twin, keep)
         method = twin if call.func is module else getattr(twin, call.func.__name__)
+        args, kwargs = nested.unshared((call.args, call.keywords))
         try:
             # in no context: what the model's own call collects is not to get the twin's values
-            keep("", RESULT, contextvars.Context().run(method, *call.args, **call.keywords))
+            keep("", RESULT, contextvars.Context().run(method, *args, **kwargs))
         finally:
             done()
     return told

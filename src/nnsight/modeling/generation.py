@@ -20,6 +20,8 @@ from nnsight import nested
 from nnsight.interleave import errors, request
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import OUTPUT, Location
+from nnsight.modeling import generation_errors
+from nnsight.modeling.options import transformers_version
 from nnsight.traces.steps import worker_of
 from nnsight.traces.trace import Trace
 
@@ -222,8 +224,14 @@ def prepare(model: Any, run: Interleaver, call: functools.partial[Any]) -> None:
 
     Changes its keywords. The user's own streamer goes on to get the tokens too, and the user's own
     criteria go on to end rows. Beam search takes no streamer.
+
+    Raises:
+        ValueError: the steps of this way of generating cannot be told.
     """
     method, kwargs = call.func, call.keywords
+    chunked = model._format.generation_setting("prefill_chunk_size", [kwargs]) is not None
+    if chunked and transformers_version() < (5, 0):
+        raise generation_errors.read_in_chunks()
     if hasattr(getattr(model._module, "generation_config", None), "disable_compile"):
         kwargs.setdefault("disable_compile", True)  # a compiled model knows no hooks
     taken = inspect.signature(method).parameters

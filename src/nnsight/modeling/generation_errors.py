@@ -43,3 +43,11 @@ def nothing_to_generate() -> ValueError:
         "model.generate(prompt, max_new_tokens=...) as tracer:`; a trace that is open already "
         "cannot be made to generate from inside."
     )
+
+
+def read_in_chunks() -> ValueError:
+    return ValueError(
+        "`prefill_chunk_size=` reads the prompt in several forwards, which transformers 4 makes "
+        "past the model's own call: a block cannot tell its steps there. Leave it out, or use "
+        "transformers 5; `model.generate(...)` without a block takes it."
+    )
