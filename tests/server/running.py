@@ -19,6 +19,8 @@ BARE = str(Path(__file__).with_name("bare.py"))
 PATIENCE = 20.0
 MODEL = 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "fake/model"}'
 SEND = {"Content-Type": "application/vnd.nnsight.request", "nnsight-model-key": MODEL}
+SLEEP = "import time; say('on\\n'); time.sleep(1e9)"
+"""A block that does not end by itself."""
 TERMINAL = ("COMPLETED", "ERROR")
 
 
@@ -129,3 +131,8 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def the_next_job_runs(server: Server) -> None:
+    last = server.run("result = b'next'")
+    assert last["status"] == "COMPLETED", last

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server.running import MODEL, Server, alive, until
+from tests.server.running import MODEL, SLEEP, Server, alive, the_next_job_runs, until
 
-SLEEP = "import time; say('on\\n'); time.sleep(1e9)"
 Serve = Callable[..., Server]
-
-
-def the_next_job_runs(server: Server) -> None:
-    last = server.run("result = b'next'")
-    assert last["status"] == "COMPLETED", last
 
 
 def error_of(event: dict) -> str:
@@ -206,95 +194,52 @@ def test_a_model_that_is_no_longer_served(serve: Serve):
     assert error_of(server.events(job)[-1]) == "NotServed"
 
 
-# --- connections ---------------------------------------------------------------------------------
-
-
-def request_bytes(server: Server, code: bytes, token: str, *lines: str) -> bytes:
-    head = [
-        "POST /request HTTP/1.1",
-        f"Host: {urlsplit(server.url).netloc}",
-        "Content-Type: application/vnd.nnsight.request",
-        f"nnsight-model-key: {MODEL}",
-        f"Idempotency-Key: {token}",
-        f"Content-Length: {len(code)}",
-        *lines,
-    ]
-    return ("\r\n".join(head) + "\r\n\r\n").encode() + code
-
-
-def connected(server: Server) -> socket.socket:
-    address = urlsplit(server.url)
-    assert address.hostname and address.port
-    return socket.create_connection((address.hostname, address.port), timeout=20)
-
-
-def test_a_request_that_is_cut_anywhere_is_no_job_or_one_job(shared: Server):
-    code = b"result = b'cut'" + b" " * 5000
-    token = str(uuid.uuid4())
-    whole = request_bytes(shared, code, token)
-    before = len(shared.get("/jobs").json())
-    for cut in (10, 150, len(whole) - 5000, len(whole) - 1):
-        with connected(shared) as line:
-            line.sendall(whole[:cut])
-    with connected(shared) as line:  # whole, but nobody waits for the answer
-        line.sendall(whole)
-        until(lambda: len(shared.get("/jobs").json()) == before + 1)
-    job = shared.send(code, Idempotency_Key=token)
-    assert shared.events(job)[-1]["status"] == "COMPLETED"
-    assert len(shared.get("/jobs").json()) == before + 1
-    until(lambda: not list((shared.data / "requests").iterdir()))
-
-
-def test_a_stream_that_is_cut_does_not_end_the_job(shared: Server):
-    code = b"import time; say('one\\n'); time.sleep(0.3); result = b'whole'"
-    token = str(uuid.uuid4())
-    with connected(shared) as line:
-        line.sendall(request_bytes(shared, code, token, "nnsight-stream: 1"))
-        line.recv(100)
-    job = shared.send(code, Idempotency_Key=token)
-    assert shared.events(job)[-1]["status"] == "COMPLETED"
-    assert shared.get(f"/result/{job}").content == b"whole"
-
-
-def test_a_reader_that_does_not_read_stops_nobody(serve: Serve):
-    server = serve(stall=1.0, print_bytes=2**30, prints=10**6)
-    flood = "for i in range(3000): say('x' * 8000 + '\\n')"
-    job = server.send(flood)
-    with connected(server) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.sendall(f"GET /events/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        line.recv(10)
-        the_next_job_runs(server)
-        assert len(server.events(job)) > 3000
-        time.sleep(1.5)
-        the_next_job_runs(server)
-
-
-def test_fifty_clients_at_once(serve: Serve):
-    server = serve(jobs_per_key=1000)
-    with ThreadPoolExecutor(50) as pool:
-        jobs = list(pool.map(lambda i: server.send(f"result = b'{i}'"), range(50)))
-        ends = list(pool.map(lambda job: server.events(job)[-1], jobs))
-    assert {end["status"] for end in ends} == {"COMPLETED"}
-    for i, end in enumerate(ends):
-        assert server.get(end["data"]["url"]).content == str(i).encode()
-
-
-def test_many_send_one_request_at_once(shared: Server):
-    token = str(uuid.uuid4())
-    ready = threading.Barrier(8)
-
-    def send(_: int) -> str:
-        ready.wait(20)
-        return shared.send("result = b'1'", Idempotency_Key=token)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(send, range(8)))) == 1
-
-
 def test_random_kills_lose_nothing():
     """A short run of `killloop.py`, which can run for longer by hand."""
     from tests.server.killloop import loop
 
     count = loop(jobs=20, seconds=6.0, seed=1)
     assert count["COMPLETED"] + count["ERROR"] == 20
+
+
+def test_a_block_that_gives_way_does_not_cost_the_model(shared: Server):
+    """Time and cancelling interrupt as Ctrl-C does; only what goes on is killed."""
+    the_next_job_runs(shared)
+    starts = shared.model()["starts"]
+    assert error_of(shared.run("while True: pass")) == "TimeLimit"
+    job = shared.send(SLEEP)
+    shared.reach(job, "RUNNING")
+    shared.call("DELETE", f"/job/{job}")
+    the_next_job_runs(shared)
+    assert shared.model()["starts"] == starts
+    stubborn = (
+        "import time\nwhile True:\n  try:\n    time.sleep(1e9)\n  except BaseException: pass\n"
+    )
+    assert error_of(shared.run(stubborn)) == "TimeLimit"
+    the_next_job_runs(shared)
+    assert shared.model()["starts"] == starts + 1
+
+
+def test_what_ends_just_in_time_is_complete(shared: Server):
+    code = "import time\ntry:\n  time.sleep(1e9)\nexcept KeyboardInterrupt:\n  result = b'done'"
+    last = shared.run(code)
+    assert last["status"] == "COMPLETED" and shared.get(last["data"]["url"]).content == b"done"
+
+
+@pytest.mark.parametrize(
+    "code, type",
+    [
+        ("x = bytearray(10 * 2**30)", "MemoryError"),
+        ("def f(): f()\nf()", "RecursionError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import sys; sys.stdout = None; sys.stderr.close(); 1 / 0", "ZeroDivisionError"),
+        ("class E(Exception):\n  def __str__(self): 1 / 0\nraise E", "E"),
+        ("import re; re.match(r'(a+)+$', 'a' * 40 + 'b')", "TimeLimit"),
+        ("import os\nwhile True:\n  if not os.fork(): os._exit(0)", "TimeLimit"),
+    ],
+)
+def test_what_a_block_may_do_to_itself(serve: Serve, code: str, type: str):
+    server = serve(memory=4 * 2**30, seconds=1.0)
+    assert server.run(code)["meta"]["error"]["type"] == type
+    the_next_job_runs(server)

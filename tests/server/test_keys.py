@@ -199,3 +199,9 @@ def test_removing_a_key_ends_its_use(serve):
     assert until(lambda: server.get("/jobs").status_code == 403)
     server.headers = {"ndif-api-key": second}
     assert server.post("result = b'1'", nnsight_model_key=MODEL).status_code == 200
+    store = Store(server.data / "server.db")
+    keys.remove(store, second.partition(".")[0])
+    store.close()
+    assert server.get("/jobs").status_code == 403  # without any key it does not open to all
+    server.headers = {}
+    assert server.get("/jobs").status_code == 401

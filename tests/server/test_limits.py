@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.server.running import MODEL, SEND, Server
-from tests.server.test_faults import SLEEP, the_next_job_runs
+from tests.server.running import MODEL, SEND, SLEEP, Server, the_next_job_runs
 
 Serve = Callable[..., Server]
 A_SENTENCE = re.compile(r"[A-Z0-9'/].*\.$")

@@ -176,10 +176,8 @@ def test_the_process_is_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     os.chdir(tmp_path)
     sys.path.append("x")
     os.environ["X_OF_A_JOB"] = "1"
-    torch.set_default_dtype(torch.float64)
     assert around.put_back() == []
     assert (os.getcwd(), sys.path) == (here, path) and "X_OF_A_JOB" not in os.environ
-    assert torch.get_default_dtype() is torch.float32
     goes_on = threading.Event()
     thread = threading.Thread(target=goes_on.wait, name="left over")
     thread.start()
@@ -198,7 +196,10 @@ def test_a_block_runs_in_a_loaded_model_here_too(gpt2_folder: Path):
         out = model.lm_head.output.save()  # noqa: F841 # saved
     body = memoryview(bytearray(b"".join(map(bytes, sent.request.pieces))))
     outcome = loaded.perform("nnsight/1", body, print)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(3)
     assert outcome.failure is None and loaded.changed() == [] and loaded.compare() == []
+    assert torch.get_default_dtype() is torch.float32 and torch.get_num_threads() != 3
     assert perform(body, model, print).result
     assert loaded.perform("ndif/8", body, print).failure is not None
     assert isinstance(model, NNsight)

@@ -8,8 +8,7 @@ import pytest
 import requests
 import websocket
 
-from tests.server.running import MODEL, PATIENCE, Server
-from tests.server.test_faults import SLEEP
+from tests.server.running import MODEL, PATIENCE, SLEEP, Server
 
 
 def form(session: str, **changed: object) -> dict:

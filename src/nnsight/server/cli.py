@@ -121,7 +121,7 @@ def run(plans: list[Plan], limits: Limits, data: Path, host: str, port: int) -> 
         listening = _listen(host, port)
         engine = LocalEngine(plans, limits, folder.log)
         served = [Served(plan.model) for plan in plans]
-        server = Serving(folder, store, engine, served, limits)
+        server = Serving(folder, store, engine, served, limits, host not in _LOOPBACK)
         config = uvicorn.Config(
             app(server),
             log_level="warning",

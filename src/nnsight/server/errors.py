@@ -177,6 +177,10 @@ def empty_body() -> Refused:
 # --- limits ----------------------------------------------------------------------------------
 
 
+def too_slow_a_sender(seconds: float) -> Refused:
+    return Refused(408, f"Nothing more of the request came for {seconds:g} seconds.")
+
+
 def body_too_large(limit: int) -> Refused:
     return Refused(
         413,
@@ -269,6 +273,10 @@ def request_lost() -> End:
     return End(
         "Interrupted", "interrupted: the request of this job is not whole on the server's disk."
     )
+
+
+def fault() -> End:
+    return End("ServerFault", "the server is at fault; its log says more. Send the job again.")
 
 
 def no_ndif_yet() -> End:

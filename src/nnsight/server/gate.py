@@ -42,7 +42,7 @@ class Gate:
         _from_no_foreign_page(headers)
         if path in OPEN:
             return keys.LOCAL
-        if not keys.are_needed(self._server.store):
+        if not self._server.needs_key():
             _asked_as_localhost(headers)
             return keys.LOCAL
         text = headers.get("ndif-api-key") or _bearer(headers.get("authorization", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
 import uuid
@@ -18,6 +19,7 @@ from nnsight.remote.wire import MEDIA_TYPE
 from nnsight.server import errors
 from nnsight.server.files import part_of
 from nnsight.server.keys import Key
+from nnsight.server.limits import Limits
 from nnsight.server.serving import Serving
 from nnsight.server.store import Job
 
@@ -93,7 +95,7 @@ async def _ours(request: Request, server: Serving, key: Key, id: str, part: Path
         await _drain(request.stream())
         raise
     size = 0
-    chunks = request.stream()
+    chunks = Request(request.scope, _at_most(request.receive, server.limits)).stream()
     with part.open("wb") as file:
         async for chunk in chunks:
             size += len(chunk)
@@ -116,7 +118,7 @@ class _Envelope(msgspec.Struct):
 
 
 async def _ndif(request: Request, server: Serving, key: Key, id: str, part: Path) -> Job:
-    limited = Request(request.scope, _at_most(request.receive, server.limits.body))
+    limited = Request(request.scope, _at_most(request.receive, server.limits))
     async with limited.form(max_files=1, max_fields=8) as form:
         data, blob = form.get("data"), form.get("blob")
         if data is None or blob is None or isinstance(blob, str):
@@ -143,16 +145,19 @@ def _copy(source: BinaryIO, target: Path) -> int:
         return file.tell()
 
 
-def _at_most(receive: Receive, limit: int) -> Receive:
-    """The messages of a request, as long as its body is not larger than that."""
+def _at_most(receive: Receive, limits: Limits) -> Receive:
+    """The messages of a request, as long as its body is not too large, and goes on."""
     seen = 0
 
     async def counted() -> Message:
         nonlocal seen
-        message = await receive()
+        try:
+            message = await asyncio.wait_for(receive(), limits.stall)
+        except asyncio.TimeoutError:
+            raise errors.too_slow_a_sender(limits.stall) from None
         seen += len(message.get("body", b""))
-        if seen > limit + 2**16:  # the form around the payload
-            raise errors.body_too_large(limit)
+        if seen > limits.body + 2**16:  # the form around the payload
+            raise errors.body_too_large(limits.body)
         return message
 
     return counted

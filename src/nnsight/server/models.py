@@ -13,8 +13,17 @@ from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.remote.perform import Outcome, perform
 from nnsight.server import errors
-from nnsight.server.surroundings import Surroundings
+from nnsight.server.surroundings import Setting, noted, put_back
 from nnsight.server.weights import Weights
+
+_TORCH: tuple[Setting, ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+)
 
 
 class Loaded:
@@ -23,7 +32,7 @@ class Loaded:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._weights = Weights(model._module)
-        self._surroundings = Surroundings()
+        self._torch = noted(_TORCH)
         self.facts = facts(model)
 
     def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
@@ -32,7 +41,9 @@ class Loaded:
         return perform(body, self._model, say)
 
     def changed(self) -> list[str]:
-        return self._surroundings.put_back() + self._weights.changed()
+        put_back(self._torch)
+        torch.seed()  # one user's seed is not the next one's
+        return self._weights.changed()
 
     def compare(self) -> list[str]:
         return self._weights.compare()

@@ -36,6 +36,8 @@ from nnsight.server.messages import (
 log = logging.getLogger("nnsight.server")
 TRIES = 3
 """Starts in a row that may fail before jobs are told so."""
+MERCY = 2.0
+"""Seconds that a block has to end by itself when it is interrupted."""
 LONGEST_PAUSE = 30.0
 """Seconds between starts that fail."""
 
@@ -53,7 +55,9 @@ class Process:
         self._hearer: Hearer | None = None  # of the task that runs
         self._begun = False  # whether it has
         self._answer: asyncio.Future[Done | Checked | End] | None = None  # that is waited for
-        self._why: End | None = None  # of a kill of ours
+        self._why: End | None = None  # that we ended the task
+        self._mercy: asyncio.TimerHandle | None = None  # what kills a block that goes on
+        self._killed = False  # the process, by us
         self._user = ""  # the key of the last task
         self._failures = 0  # in a row
 
@@ -76,55 +80,59 @@ class Process:
             if self._user in ("", key):
                 return True
             answer = await self._ask(Check())
-            if isinstance(answer, Checked) and not answer.changed:
-                self._user = key
-                return True
-            if isinstance(answer, Checked):
+            if isinstance(answer, Checked) and answer.changed:
                 self._start_over(answer.changed)
+            elif isinstance(answer, Checked):
+                self._user = key  # and once more: the process may have ended since
 
     async def run(self, task: Task, hear: Hearer) -> Ended:
         """As `Engine.run`."""
-        for _ in range(TRIES):
-            if not await self.ready(task.key):
-                return Ended(end=errors.cannot_load(task.model, self.state.reason))
-            try:
-                answer = await self._try(task, hear)
-            except OSError as error:
-                return Ended(end=errors.result_not_written(str(error)))
-            if self._begun or not isinstance(answer, End) or answer.type != "Interrupted":
-                break
-        return self._ended(task, answer)
-
-    async def _try(self, task: Task, hear: Hearer) -> Any:
-        self._user, self._hearer, self._begun = task.key, hear, False
-        self.state.state, self.state.job = "busy", task.job
-        part = part_of(task.result)
+        self.state.job, self._why = task.job, None
         try:
-            with task.request.open("rb") as request, part.open("wb") as result:
-                files = [request.fileno(), result.fileno()]
-                return await self._within_the_limit(self._ask(Run(task.job, task.format), files))
+            for _ in range(TRIES):
+                loaded = await self.ready(task.key)
+                if self._why is not None:  # it was stopped before it began
+                    return Ended(end=self._why)
+                if not loaded:
+                    return Ended(end=errors.cannot_load(task.model, self.state.reason))
+                answer = await self._try(task, hear)
+                if self._begun or not isinstance(answer, End) or answer.type != "Interrupted":
+                    break
+                self._why = None
+            return self._ended(task, answer)
+        except OSError as error:
+            return Ended(end=errors.result_not_written(str(error)))
         finally:
-            self._hearer, self.state.job = None, None
+            self.state.job = None
+
+    async def _try(self, task: Task, hear: Hearer) -> Done | End:
+        """Hand the task over and wait for its end, or for that of the process."""
+        self._user, self._hearer, self._begun = task.key, hear, False
+        seconds = self._limits.seconds
+        alarm = asyncio.get_running_loop().call_later(seconds, self._end, errors.too_slow(seconds))
+        try:
+            with task.request.open("rb") as request, part_of(task.result).open("wb") as result:
+                self.state.state = "busy"
+                files = [request.fileno(), result.fileno()]
+                return await self._ask(Run(task.job, task.format), files)
+        finally:
+            self._hearer = None
+            for timer in (alarm, self._mercy):
+                if timer is not None:
+                    timer.cancel()
             if self.state.state == "busy":
                 self.state.state = "ready"
 
-    async def _within_the_limit(self, asking: Any) -> Any:
-        seconds = self._limits.seconds
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(seconds, self._kill, errors.too_slow(seconds))
-        try:
-            return await asking
-        finally:
-            alarm.cancel()
-
-    def _ended(self, task: Task, answer: Done | Checked | End) -> Ended:
-        part = part_of(task.result)
-        if not isinstance(answer, Done):
+    def _ended(self, task: Task, answer: Done | End) -> Ended:
+        part, why = part_of(task.result), self._why
+        if isinstance(answer, End):
             part.unlink(missing_ok=True)
-            assert isinstance(answer, End)
             return Ended(end=answer)
         if answer.changed:
             self._start_over(answer.changed)
+        if why is not None and answer.failure is not None:  # it gave way when it was told to end
+            part.unlink(missing_ok=True)
+            return Ended(seconds=answer.seconds, memory=answer.memory, end=why)
         if answer.size is None or part.stat().st_size != answer.size:
             part.unlink(missing_ok=True)
         else:
@@ -134,7 +142,16 @@ class Process:
     def stop(self, job: str, why: End) -> None:
         """As `Engine.stop`."""
         if self.state.job == job:
-            self._kill(why)
+            self._end(why)
+
+    def _end(self, why: End) -> None:
+        """Interrupt the task as Ctrl-C would, so that the model need not be loaded again; a block
+        that goes on is killed with its process."""
+        if self._why is None:
+            self._why = why
+        if self.state.state == "busy" and self._child is not None:
+            self._child.send_signal(signal.SIGINT)
+            self._mercy = asyncio.get_running_loop().call_later(MERCY, self._kill, why)
 
     async def _ask(self, message: Run | Check, files: list[int] | None = None) -> Any:
         """Send a message and wait for its answer; an `End` if the process ends before."""
@@ -170,7 +187,7 @@ class Process:
         empty = Path(tempfile.mkdtemp(prefix="nnsight-"))
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self._why, self._pipe, self._user = None, ours, ""
+        self._pipe, self._user, self._killed = ours, "", False
         try:
             reader, writer = await asyncio.open_connection(sock=ours.dup())
             with theirs, self._output.open("wb") as output:
@@ -203,10 +220,11 @@ class Process:
             try:
                 message = await asyncio.wait_for(from_worker(reader), silence)
             except asyncio.TimeoutError:
-                self._why = self._why or errors.worker_silent(silence)
-                return None if self._answer else self._why.text
+                silent = errors.worker_silent(silence)
+                self._why = self._why or silent
+                return None if self._answer else silent.text
             except (EOFError, OSError, ValueError) as error:
-                if self._answer is None and self._why is None:
+                if self._answer is None and not self._killed:
                     return self._last_words(f"its process ended unasked ({error or 'EOF'})")
                 return None
             if isinstance(message, Broken):
@@ -244,7 +262,7 @@ class Process:
             self._answer.set_result(self._why or errors.worker_died(how))
 
     def _kill(self, why: End) -> None:
-        self._why = self._why or why
+        self._why, self._killed = self._why or why, True
         self._set("loading")
         if self._child is not None:
             _kill_group(self._child.pid)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nnsight.remote.messages import COMPLETED, ENDS, ERROR, LOG, QUEUED, RUNNING
-from nnsight.server import errors, files
+from nnsight.server import errors, files, keys
 from nnsight.server.engine import Ended, Engine, Hearer, Task
 from nnsight.server.errors import End
 from nnsight.server.events import DEPLOYING, DISPATCHED, STARTED
@@ -35,12 +35,19 @@ class Serving:
     """The jobs of one server. All of it runs on one event loop."""
 
     def __init__(
-        self, folder: Folder, store: Store, engine: Engine, served: list[Served], limits: Limits
+        self,
+        folder: Folder,
+        store: Store,
+        engine: Engine,
+        served: list[Served],
+        limits: Limits,
+        public: bool = False,
     ) -> None:
         self.folder, self.store, self.engine = folder, store, engine
         self.served, self.limits = served, limits
         self.queues = {one.name: FairQueue() for one in served}
         self.began = time.time()
+        self._needs_key = public  # whether others than this machine reach it
         self.closing = False
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._jobs: dict[str, Job] = {}  # that have not ended
@@ -136,6 +143,11 @@ class Serving:
 
     # --- what clients do -------------------------------------------------------------------------
 
+    def needs_key(self) -> bool:
+        """Whether who asks must have a key: once it is so, it stays so, if all keys are removed."""
+        self._needs_key = self._needs_key or keys.are_needed(self.store)
+        return self._needs_key
+
     def find(self, key: str) -> Served:
         """The model that a client names; raises `Refused` if there is none."""
         known = [self.engine.state(one.name).facts.get("model_key") for one in self.served]
@@ -191,6 +203,9 @@ class Serving:
             except (sqlite3.Error, OSError) as error:  # the disk is full: nothing can be noted
                 log.error("cannot write to %s: %s", self.folder.path, error)
                 await asyncio.sleep(PAUSE)
+            except Exception:
+                log.exception("a fault of the server")
+                await asyncio.sleep(PAUSE)
 
     async def _next(self, model: str) -> None:
         queue = self.queues[model]
@@ -218,7 +233,12 @@ class Serving:
         )
         began = functools.partial(self._try_note, id, RUNNING, "Your job is running.")
         hear = Hearer(began, functools.partial(self._try_note, id, LOG))
-        await self._finish(id, await self.engine.run(task, hear))
+        try:
+            ended = await self.engine.run(task, hear)
+        except Exception:
+            log.exception("a fault of the server, at job %s", id)
+            ended = Ended(end=errors.fault())
+        await self._finish(id, ended)
 
     def _try_note(self, job: str, status: str, description: str) -> None:
         """Write an event that may be lost when the disk is full."""

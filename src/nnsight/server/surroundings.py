@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""How to get something that a job may have set, and how to set it."""
 
-_PYTHON: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+PYTHON: tuple[Setting, ...] = (
     (os.getcwd, os.chdir),
     (sys.path.copy, lambda was: sys.path.__setitem__(slice(None), was)),
     (os.environ.copy, lambda was: (os.environ.clear(), os.environ.update(was))),
@@ -20,31 +21,31 @@ _PYTHON: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (lambda: sys.stdout, lambda was: setattr(sys, "stdout", was)),
     (lambda: sys.stderr, lambda was: setattr(sys, "stderr", was)),
 )
-_TORCH: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-)
 _OURS = ("nnsight-block", "signs of life")
 """Names of threads that may be there."""
+
+
+def noted(settings: tuple[Setting, ...]) -> list[tuple[Callable[[Any], Any], Any]]:
+    """The settings as they are now."""
+    return [(set, get()) for get, set in settings]
+
+
+def put_back(was: list[tuple[Callable[[Any], Any], Any]]) -> None:
+    for set, value in was:
+        set(value)
 
 
 class Surroundings:
     """The process as it is now."""
 
     def __init__(self) -> None:
-        self._was = [(set, get()) for get, set in (*_PYTHON, *_TORCH)]
+        self._was = noted(PYTHON)
         self._children = _children()
         self._threads = {thread.ident for thread in threading.enumerate()}
 
     def put_back(self) -> list[str]:
         """Put back what can be, with fresh random numbers; what is left of a job that cannot."""
-        for set, was in self._was:
-            set(was)
-        torch.seed()
+        put_back(self._was)
         random.seed()
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()

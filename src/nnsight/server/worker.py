@@ -6,6 +6,7 @@ server starts another. A thread of its own gives signs of life, so a stopped pro
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import mmap
 import os
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nnsight.remote.messages import Failure
@@ -37,6 +39,7 @@ from nnsight.server.messages import (
     packed,
 )
 from nnsight.server.prints import Prints
+from nnsight.server.surroundings import Surroundings
 
 BEAT = 0.5
 """Seconds between signs of life."""
@@ -74,6 +77,27 @@ class Loaded(Protocol):
         ...
 
 
+class Interrupts:
+    """SIGINT, by which the server ends a task: it raises while a block runs, and only then."""
+
+    def __init__(self) -> None:
+        self._raises = False
+        signal.signal(signal.SIGINT, self._heard)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+
 class Pipe:
     """The way to the server, for the thread that works and the one that gives signs of life."""
 
@@ -95,6 +119,18 @@ class Pipe:
             time.sleep(BEAT)
 
 
+@dataclass(frozen=True)
+class Here:
+    """What a task needs of this process."""
+
+    pipe: Pipe
+    interrupts: Interrupts
+    surroundings: Surroundings
+
+    def say(self, line: str) -> None:
+        self.pipe.send(Say(line))
+
+
 def main(end: socket.socket) -> None:
     """Load, then run what comes, until the server ends."""
     start, _ = from_server(end)
@@ -104,10 +140,11 @@ def main(end: socket.socket) -> None:
     try:
         loaded = load(start)
     except BaseException as error:
-        traceback.print_exc()  # into the worker's log
-        pipe.send(Broken(f"{type(error).__name__}: {error}"[:2000]))
+        failed = fault(error)
+        pipe.send(Broken(f"{failed.type}: {failed.message}"[:2000]))
         return
     confine.confine(start.memory)
+    here = Here(pipe, Interrupts(), Surroundings())
     pipe.send(Ready({**loaded.facts, "layers": confine.layers()}))
     while True:
         message, files = from_server(end)
@@ -116,7 +153,7 @@ def main(end: socket.socket) -> None:
         elif isinstance(message, Run):
             pipe.send(Began())
             with os.fdopen(files[0], "rb") as request, os.fdopen(files[1], "wb") as result:
-                pipe.send(run(message, loaded, request, result, start, pipe))
+                pipe.send(run(message, loaded, request, result, start, here))
 
 
 def load(start: Start) -> Loaded:
@@ -130,26 +167,36 @@ def load(start: Start) -> Loaded:
             os.environ.pop(name, None)
 
 
-def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, pipe: Pipe) -> Done:
+def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, here: Here) -> Done:
     """Run one request and write its result."""
     rest = errors.prints_full(Limits(prints=start.prints, print_bytes=start.print_bytes))
-    prints = Prints(start.prints, start.print_bytes, lambda line: pipe.send(Say(line)), rest)
+    prints = Prints(start.prints, start.print_bytes, here.say, rest)
     began = time.perf_counter()
     try:
         # a copy of its own, page by page as they are written to: tensors lie in it
         body = mmap.mmap(request.fileno(), 0, access=mmap.ACCESS_COPY)
-        outcome = loaded.perform(run.format, memoryview(body), prints.write)
+        with here.interrupts.raised():
+            outcome = loaded.perform(run.format, memoryview(body), prints.write)
         size, failure = written(outcome, result, start.result)
     except BaseException as error:
-        traceback.print_exc()
-        kind = type(error)
-        size = None
-        failure = Failure(kind.__qualname__, str(error), kind.__module__, phase="server")
+        size, failure = None, fault(error)
+    changed = here.surroundings.put_back() + loaded.changed()
     prints.end()
-    changed = loaded.changed()
     if changed:
-        pipe.send(Say(errors.left_otherwise(changed)))
+        here.say(errors.left_otherwise(changed))
     return Done(size, failure, time.perf_counter() - began, loaded.peak(), changed)
+
+
+def fault(error: BaseException) -> Failure:
+    """An error that is not of the block's making, with its traceback in the worker's log."""
+    kind = type(error)
+    try:
+        message = str(error)
+    except Exception:  # of a class that the block made
+        message = ""
+    with contextlib.suppress(Exception):  # whatever became of `sys.stderr`
+        os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
+    return Failure(kind.__qualname__, message, kind.__module__, phase="server")
 
 
 def written(outcome: Outcome, result: Any, limit: int) -> tuple[int | None, Failure | None]:
@@ -169,7 +216,6 @@ def written(outcome: Outcome, result: Any, limit: int) -> tuple[int | None, Fail
 
 def start(number: int) -> None:
     """Be the worker at the other end of this open file; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the server's
     confine.die_with_parent()
     with socket.socket(fileno=number) as end:
         try:
