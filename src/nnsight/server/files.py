@@ -10,9 +10,14 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from pathlib import Path
 
 from nnsight.server import errors
+
+WAIT = 2.0
+"""Seconds in which a server that was just killed gives up its folder: a process that it was about
+to start has it until that begins."""
 
 
 class Folder:
@@ -36,12 +41,18 @@ class Folder:
     def take(self) -> None:
         """Make it this process's own until it ends."""
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise errors.folder_in_use(self.path) from None
-        self._lock = lock
+        end = time.monotonic() + WAIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
+                os.close(lock)
+                raise errors.folder_in_use(self.path) from None
+            self._lock = lock
+            return
 
     def release(self) -> None:
         if self._lock is not None:
