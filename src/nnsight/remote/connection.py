@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import requests
+from requests.adapters import HTTPAdapter
 
 from nnsight.remote import errors, service_errors
 from nnsight.remote.ask import is_address, key_header, reason
@@ -91,7 +92,7 @@ class Connection:
         if session is None:
             session = _sessions[key] = requests.Session()
             for scheme in ("http://", "https://"):
-                session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=64))
+                session.mount(scheme, HTTPAdapter(pool_maxsize=64))
             found = session.merge_environment_settings(self.host, {}, None, None, None)
             session.proxies, session.verify = found["proxies"], found["verify"]
             session.trust_env = False  # it has been asked, and would be for each request
