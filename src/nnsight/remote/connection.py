@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -83,6 +84,7 @@ class Connection:
     job: str = ""
     seen: int = 0
     beat: Callable[[], None] = lambda: None
+    _again: Callable[[], requests.Response] | None = None  # sends the block once more
 
     # --- one exchange -----------------------------------------------------------------------------
 
@@ -195,9 +197,14 @@ class Connection:
             headers["nnsight-stream"] = "1"
         small = sum(memoryview(piece).nbytes for piece in pieces) < 1 << 20
         whole = b"".join(pieces) if small else None
-        return self._until_answered(
-            "POST", "/request", lambda: _Body(pieces) if whole is None else whole, headers
+        self._again = partial(
+            self._until_answered,
+            "POST",
+            "/request",
+            lambda: _Body(pieces) if whole is None else whole,
+            headers,
         )
+        return self._again()
 
     def receipt(self, answer: requests.Response) -> Event:
         """What the server says at once of a block that was sent.
@@ -227,7 +234,9 @@ class Connection:
         while True:
             why = "the server hung up"
             try:
-                if answer is None:
+                if answer is None and not self.job and self._again is not None:
+                    answer = self._again()  # with its key: it is the same job
+                elif answer is None:
                     path = f"/events/{self.job}?after={self.seen}"
                     answer = self._until_answered("GET", path)
                 for event in self._lines(answer):
@@ -249,8 +258,6 @@ class Connection:
                 if answer is not None:
                     answer.close()
             answer = None
-            if not self.job:
-                raise errors.lost(self.host, why, "")
             self._pause(attempt, None, why, failing)
             attempt += 1
 
@@ -291,11 +298,12 @@ class Connection:
         Raises:
             RemoteError: they are there no longer, or the line is lost.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("size"), int):
+        size = data.get("size") if isinstance(data, dict) else None
+        if not isinstance(size, int) or size < 0:
             raise errors.not_understood(self.host)
         if isinstance(data.get("inline"), str):
             return bytearray(base64.b64decode(data["inline"]))
-        size, path = data["size"], str(data.get("url"))
+        path = str(data.get("url"))
         if not path.startswith("/"):
             raise errors.not_understood(self.host)
         found = bytearray(size)
