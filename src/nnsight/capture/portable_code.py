@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from inspect import CO_OPTIMIZED
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, Generic
 
 from nnsight.capture.definition import definition_of, lambda_of
 from nnsight.capture.errors import not_a_definition
@@ -19,7 +19,7 @@ from nnsight.capture.portable import globals_named
 from nnsight.capture.source import FUTURES, split, statement_at
 
 _OURS = "__nnsight_"
-_FACTORY, _BASE = f"{_OURS}factory__", f"{_OURS}base__"
+_FACTORY, _MAKER, _BASE = f"{_OURS}factory__", f"{_OURS}maker__", f"{_OURS}base__"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class CodeText:
     text: str
     flags: int  # of `from __future__ import ...`
     free: tuple[str, ...]  # variables of the functions around it
+    cls: str | None = None  # the class around a function, for `self.__private`
+    top: bool = False  # whether its name is one of its module
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -39,20 +41,29 @@ class CodeText:
 
 def text_of_function(function: FunctionType) -> CodeText | None:
     """The text of a function; None where it is kept nowhere."""
-    code = function.__code__
+    code, cls = function.__code__, _class_around(function)
     flags = code.co_flags & FUTURES
     if code.co_name == "<lambda>":
         node = lambda_of(function)
         if node is None:
             return None
         text = ast.unparse(node)
-        return CodeText("<lambda>", code.co_filename, node.lineno, text, flags, code.co_freevars)
+        free = code.co_freevars
+        return CodeText("<lambda>", code.co_filename, node.lineno, text, flags, free, cls)
     found = definition_of(function)
     if found is None:
         return None
     start = min([found.node.lineno, *(d.lineno for d in found.node.decorator_list)])
     text = "".join(found.lines[start - 1 : found.node.end_lineno])
-    return CodeText(code.co_name, code.co_filename, start, text, flags, code.co_freevars)
+    return CodeText(code.co_name, code.co_filename, start, text, flags, code.co_freevars, cls)
+
+
+def _class_around(function: FunctionType) -> str | None:
+    """The class that a `def` stands in, directly or within functions."""
+    parts = function.__qualname__.split(".")[:-1]
+    while parts and parts[-1] == "<locals>":
+        parts = parts[:-2]
+    return parts[-1] if parts else None
 
 
 @lru_cache(maxsize=1024)
@@ -74,7 +85,14 @@ def code_of(text: CodeText) -> CodeType:
         if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
             raise not_a_definition(text.filename, text.lineno, text.name)
         statement.decorator_list = []
-    compiled = compile(_factory(text.free, statement), text.filename, "exec", text.flags)
+    statements = [statement]
+    if text.cls is not None:
+        around = ast.ClassDef(text.cls, [], [], [statement], [])
+        vars(around)["type_params"] = []
+        statements = [ast.copy_location(around, statement)]
+    elif text.name.isidentifier() and text.name not in text.free:
+        statements = [ast.Global([text.name]), statement]  # one that calls itself finds it there
+    compiled = compile(_factory(text.free, *statements), text.filename, "exec", text.flags)
     for code in _codes_in(compiled):
         if code.co_name == text.name and code.co_freevars == text.free:
             return code
@@ -89,13 +107,18 @@ def _statement(text: CodeText) -> ast.stmt:
     return statement
 
 
-def _factory(parameters: tuple[str, ...], statement: ast.stmt) -> ast.Module:
-    """`statement` in a function that has the free variables for parameters."""
-    arguments = ast.arguments([], [ast.arg(n) for n in parameters], None, [], [], None, [])
-    factory = ast.FunctionDef(_FACTORY, arguments, [statement], [])
-    vars(factory)["type_params"] = []  # a field from 3.12 on, required there
-    ast.copy_location(factory, statement)
+def _factory(parameters: tuple[str, ...], *statements: ast.stmt) -> ast.Module:
+    """`statements` in a function that has the free variables for parameters."""
+    factory = _function(_FACTORY, parameters, list(statements))
+    ast.copy_location(factory, statements[-1])
     return ast.fix_missing_locations(ast.Module([factory], []))
+
+
+def _function(name: str, parameters: tuple[str, ...], body: list[ast.stmt]) -> ast.FunctionDef:
+    arguments = ast.arguments([], [ast.arg(n) for n in parameters], None, [], [], None, [])
+    function = ast.FunctionDef(name, arguments, body, [])
+    vars(function)["type_params"] = []  # a field from 3.12 on, required there
+    return function
 
 
 def _codes_in(code: CodeType) -> Iterator[CodeType]:
@@ -134,7 +157,9 @@ def text_of_class(cls: type) -> CodeText | None:
             start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             text = "".join(lines[start - 1 : node.end_lineno])
             flags = functions[0].__code__.co_flags & FUTURES if functions else 0
-            return CodeText(cls.__name__, filename, start, text, flags, _free(functions))
+            top = cls.__qualname__ == cls.__name__
+            free = _free(functions)
+            return CodeText(cls.__name__, filename, start, text, flags, free, None, top)
     return None
 
 
@@ -145,10 +170,20 @@ def functions_of(cls: type) -> list[FunctionType]:
         inner = getattr(value, "__func__", getattr(value, "fget", value))
         while hasattr(inner, "__wrapped__"):
             inner = inner.__wrapped__
-        own = isinstance(inner, FunctionType) and inner.__qualname__.startswith(cls.__qualname__)
+        if not isinstance(inner, FunctionType) or inner.__module__ != cls.__module__:
+            continue  # what a base or a decorator put there
+        own = inner.__qualname__.startswith(f"{cls.__qualname__}.")
         if own and not inner.__code__.co_filename.startswith("<string"):
             found.append(inner)
     return found
+
+
+def bases_of(cls: type, text: CodeText) -> tuple[Any, ...]:
+    """What stands between the parentheses of a class statement."""
+    written = vars(cls).get("__orig_bases__", cls.__bases__)  # `Generic[T]`, not `Generic`
+    if not getattr(_class_node(text), "type_params", None):
+        return written
+    return tuple(b for b in written if getattr(b, "__origin__", b) is not Generic)
 
 
 def _free(functions: list[FunctionType]) -> tuple[str, ...]:
@@ -195,7 +230,7 @@ def needed_at_once(text: CodeText) -> list[str]:
     own = {n for code in (maker, *body) for n in globals_named(code, deep=False)}
     own |= {n for code in shown for n in globals_named(code)}
     bound = {n for code in body for n in code.co_names if n in _stored(code)}
-    return sorted(n for n in own - bound if not n.startswith("__"))
+    return sorted(n for n in own - bound - {text.name} if not n.startswith("__"))
 
 
 def _stored(code: CodeType) -> set[str]:
@@ -203,29 +238,36 @@ def _stored(code: CodeType) -> set[str]:
 
 
 def _maker(text: CodeText, bases: int) -> CodeType:
+    """The code of a function that takes the bases and gives the class."""
     compiled = compile(_class_module(text, bases), text.filename, "exec", text.flags)
-    return next(c for c in compiled.co_consts if isinstance(c, CodeType))
+    return next(c for c in _codes_in(compiled) if c.co_name == _MAKER)
 
 
-def _class_module(text: CodeText, bases: int) -> ast.Module:
+def _class_node(text: CodeText) -> ast.ClassDef:
     node = _statement(text)
     if not isinstance(node, ast.ClassDef):
         raise not_a_definition(text.filename, text.lineno, text.name)
-    node.bases = [ast.Name(f"{_BASE}{index}", ast.Load()) for index in range(bases)]
-    node.keywords = [k for k in node.keywords if k.arg != "metaclass"]  # that of the bases
-    given = ast.copy_location(ast.Return(ast.Name(text.name, ast.Load())), node)
-    module = _factory((*text.free, *(f"{_BASE}{index}" for index in range(bases))), node)
-    factory = module.body[0]
-    assert isinstance(factory, ast.FunctionDef)
-    factory.body.append(given)
-    return ast.fix_missing_locations(module)
+    return node
+
+
+def _class_module(text: CodeText, bases: int) -> ast.Module:
+    node = _class_node(text)
+    given = tuple(f"{_BASE}{index}" for index in range(bases))
+    node.bases = [ast.Name(name, ast.Load()) for name in given]
+    body: list[ast.stmt] = [node, ast.Return(ast.Name(text.name, ast.Load()))]
+    if text.name in text.free:
+        body.insert(0, ast.Nonlocal([text.name]))
+    elif text.top:
+        body.insert(0, ast.Global([text.name]))
+    maker = ast.copy_location(_function(_MAKER, given, body), node)
+    return _factory(text.free, maker)
 
 
 def class_of(
     text: CodeText,
-    bases: tuple[type, ...],
+    bases: tuple[Any, ...],
     globals: dict[str, Any],
-    free: Mapping[str, Any],
+    cells: Mapping[str, CellType],
     qualname: str,
 ) -> type:
     """The class, made again; this runs its statement.
@@ -233,9 +275,8 @@ def class_of(
     Raises:
         SyntaxError: the text defines no such class.
     """
-    compiled = compile(_class_module(text, len(bases)), text.filename, "exec", text.flags)
-    names: dict[str, Any] = {}
-    exec(compiled, globals, names)
-    cls = names[_FACTORY](*(free[name] for name in text.free), *bases)
+    code = _maker(text, len(bases))
+    closure = tuple(cells[name] for name in code.co_freevars)
+    cls = FunctionType(code, globals, _MAKER, None, closure)(*bases)
     cls.__qualname__ = qualname
     return cls

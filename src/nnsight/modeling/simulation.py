@@ -13,7 +13,8 @@ from nnsight.remote import pipe, wire
 from nnsight.remote.code_values import CodeReader, objects
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.perform import Outcome, failure_of, perform
-from nnsight.remote.values import Reader
+from nnsight.remote.reading import Reader
+from nnsight.remote.tensors import MemoryReader
 
 
 def main(descriptor: int) -> None:
@@ -38,7 +39,7 @@ def _opened(content: bytearray) -> Any:
     """The model that the sender has, with its weights."""
     message = wire.unpack(content)
     root, nodes = message.document
-    reader = Reader(nodes, message.buffers, objects, callable)
+    reader = Reader(nodes, MemoryReader(message.buffers), objects, callable)
     reader.special = CodeReader(lambda filename, lineno, text: None).makers()
     opening = reader.read(root)
     module, name = opening["class"]

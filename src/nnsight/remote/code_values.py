@@ -8,29 +8,40 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from nnsight.capture import portable_code
 from nnsight.capture.portable import globals_named
 from nnsight.capture.portable_code import CodeText
 from nnsight.remote.errors import PayloadError
-from nnsight.remote.values import Node, Reader, Value, Writer
+from nnsight.remote.reading import Reader
+from nnsight.remote.values import Node, Value, Writer
 
 IsLocal = Callable[[ModuleType], bool]
 
+_BUILT_IN = frozenset(v for v in vars(types).values() if isinstance(v, type))
+_CACHED: Any = type(functools.lru_cache(len))
+_OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
 
 def text_node(text: CodeText) -> Node:
-    return [text.name, text.filename, text.lineno, text.text, text.flags, list(text.free)]
+    name, filename, lineno = text.name, text.filename, text.lineno
+    return [name, filename, lineno, text.text, text.flags, list(text.free), text.cls, text.top]
 
 
 def text_from(node: Node) -> CodeText:
-    name, filename, lineno, text, flags, free = node
-    return CodeText(name, filename, lineno, text, flags, tuple(free))
+    name, filename, lineno, text, flags, free, cls, top = node
+    return CodeText(name, filename, lineno, text, flags, tuple(free), cls, top)
 
 
 @dataclass
@@ -55,6 +66,14 @@ class CodeWriter:
             return self._class(value, writer)
         if isinstance(value, ModuleType):
             return self._module(value, writer)
+        if isinstance(value, _CACHED):
+            return ["cached", writer.value(value.__wrapped__), value.cache_parameters()]
+        if isinstance(value, TypeVar):
+            about = [value.__name__, value.__covariant__, value.__contravariant__]
+            bounds = writer.values((value.__constraints__, value.__bound__))
+            return ["type variable", *about, *bounds]
+        if isinstance(value, _OPERATIONS):
+            return ["operation of torch", str(value)]
         return None
 
     # --- by name ----------------------------------------------------------------------------------
@@ -89,6 +108,7 @@ class CodeWriter:
         return [
             "function",
             text_node(text),
+            function.__name__,
             function.__qualname__,
             self.namespace(
                 function.__module__ or "__main__",
@@ -100,6 +120,7 @@ class CodeWriter:
             writer.value(function.__defaults__),
             writer.value(function.__kwdefaults__),
             writer.value(vars(function) or None),
+            writer.value({n: a for n, a in _annotations(function) if _is_plain_type(a)} or None),
             function.__doc__,
         ]
 
@@ -109,9 +130,9 @@ class CodeWriter:
         """The variables of a module that code looks up; one for all code of that module."""
         known = self._namespaces.get(id(names))
         if known is None:
-            known = len(writer.nodes), {}
+            written: dict[str, Value] = {}
+            known = writer.reserve("", ["namespace", module, written]), written
             self._namespaces[id(names)] = known
-            writer.nodes.append(["namespace", module, known[1]])
         index, written = known
         for name in sorted(set(needed)):
             if name in names and name not in written:
@@ -120,7 +141,7 @@ class CodeWriter:
         return [index]
 
     def _class(self, cls: type, writer: Writer) -> Node:
-        if not self._is_own(cls):
+        if cls in _BUILT_IN or not self._is_own(cls):
             return self._by_name(cls, writer)
         text = portable_code.text_of_class(cls)
         if text is None:
@@ -137,6 +158,7 @@ class CodeWriter:
         names = _module_names(cls, functions)
         first = portable_code.needed_at_once(text)
         free = {n: c for f in functions for n, c in _closure(f) if n in text.free}
+        state = _state_of(cls)
         lost = [n for n in first if n not in names and n not in free and not hasattr(builtins, n)]
         if lost:
             raise writer.refused(
@@ -151,10 +173,11 @@ class CodeWriter:
             cls.__qualname__,
             cls.__module__,
             self.namespace(cls.__module__, names, (), writer),
-            [writer.value(base) for base in cls.__bases__],
+            [writer.value(base) for base in portable_code.bases_of(cls, text)],
             [[n, writer.value(names[n], f": {n}")] for n in first if n in names],
-            [[n, writer.value(value)] for n, value in free.items()],
+            [[n, writer.value(cell)] for n, cell in free.items()],
             self.namespace(cls.__module__, names, later, writer),
+            [[n, writer.value(value, f".{n}")] for n, value in state],
         ]
 
     def _module(self, module: ModuleType, writer: Writer) -> Node:
@@ -196,12 +219,40 @@ def _leads_to(value: Any) -> bool:
         return False
 
 
-def _closure(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
+def _closure(function: FunctionType) -> Iterator[tuple[str, types.CellType]]:
+    return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+
+
+def _annotations(function: FunctionType) -> Iterable[tuple[str, Any]]:
+    try:
+        return function.__annotations__.items()
+    except NameError:  # they are evaluated now, from Python 3.14 on
+        return ()
+
+
+def _is_plain_type(annotation: Any) -> bool:
+    """Whether an annotation is there wherever Python and torch are."""
+    plain = isinstance(annotation, type) and annotation.__module__ in ("builtins", "torch")
+    return plain or annotation is None or isinstance(annotation, str)
+
+
+def _state_of(cls: type) -> list[tuple[str, Any]]:
+    """The variables of a class, as they are now: they may have changed since its statement ran."""
+    if issubclass(cls, (Enum, tuple)):
+        return []
+    return [(n, v) for n, v in vars(cls).items() if not n.startswith("__") and is_data(v)]
+
+
+def is_data(value: Any, depth: int = 4) -> bool:
+    """Whether a variable of a class or module holds data, and nothing that its text makes."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        return depth > 0 and all(is_data(member, depth - 1) for member in value)
+    if kind is dict:
+        return depth > 0 and all(is_data(member, depth - 1) for member in value.values())
+    if value is None or kind in (bool, int, float, complex, str, bytes, bytearray):
+        return True
+    return isinstance(value, torch.Tensor) or kind.__module__ == "numpy"
 
 
 def _module_names(cls: type, functions: list[FunctionType]) -> dict[str, Any]:
@@ -281,6 +332,10 @@ class CodeReader:
             "class": self._class,
             "named tuple": self._named_tuple,
             "module": self._module,
+            "method": lambda rest, reader: getattr(reader.whole(rest[0]), rest[1]),
+            "cached": self._cached,
+            "type variable": self._type_variable,
+            "operation of torch": self._operation,
         }
 
     def _namespace(self, rest: Node, reader: Reader) -> dict[str, Any]:
@@ -289,39 +344,48 @@ class CodeReader:
 
         def fill() -> None:
             for name, value in names.items():
-                found.setdefault(name, reader.value(value))
+                reader.when_made(value, functools.partial(found.setdefault, name))
 
         reader.later(fill)
         return found
 
     def _function(self, rest: Node, reader: Reader) -> FunctionType:
-        node, qualname, namespace, closure, defaults, keywords, attributes, doc = rest
+        node, name, qualname, namespace, closure, *more, doc = rest
+        defaults, keywords, attributes, annotations = more
         text = text_from(node)
         self.show(text.filename, text.lineno, text.text)
         cells = {name: reader.value(cell) for name, cell in closure}
         function = portable_code.function_of(text, reader.value(namespace), cells, qualname)
-        function.__doc__ = doc
+        function.__name__, function.__doc__ = name, doc
 
         def fill() -> None:
             function.__defaults__ = reader.whole(defaults)
             function.__kwdefaults__ = reader.whole(keywords)
-            function.__dict__.update(reader.whole(attributes) or {})
+            function.__annotations__ = reader.whole(annotations) or {}
+            held = reader.value(attributes)
+            reader.when_filled(attributes, lambda: function.__dict__.update(held or {}))
 
         reader.later(fill)
         return function
 
     def _class(self, rest: Node, reader: Reader) -> type:
-        node, qualname, module, namespace, bases, first, free, _ = rest
+        node, qualname, module, namespace, bases, first, free, _, state = rest
         text = text_from(node)
         self.show(text.filename, text.lineno, text.text)
         names = reader.value(namespace)
         names["__name__"] = module
         for name, value in first:
             names[name] = reader.whole(value)
-        given = {name: reader.whole(value) for name, value in free}
+        cells = {name: reader.value(cell) for name, cell in free}
         found = portable_code.class_of(
-            text, tuple(reader.whole(base) for base in bases), names, given, qualname
+            text, tuple(reader.whole(base) for base in bases), names, cells, qualname
         )
+
+        def fill() -> None:
+            for name, value in state:
+                type.__setattr__(found, name, reader.value(value))
+
+        reader.later(fill)
         return found
 
     def _named_tuple(self, rest: Node, reader: Reader) -> type:
@@ -330,6 +394,21 @@ class CodeReader:
         name, fields, defaults, module = rest
         last = list(reader.whole(defaults).values())
         return collections.namedtuple(name, fields, defaults=last, module=module)  # type: ignore[return-value]
+
+    def _cached(self, rest: Node, reader: Reader) -> Any:
+        function, parameters = rest
+        return functools.lru_cache(**parameters)(reader.whole(function))
+
+    def _type_variable(self, rest: Node, reader: Reader) -> Any:
+        name, covariant, contravariant, constraints, bound = rest
+        given = {"covariant": covariant, "contravariant": contravariant}
+        return TypeVar(name, *reader.whole(constraints), bound=reader.whole(bound), **given)  # type: ignore[misc]
+
+    def _operation(self, rest: Node, reader: Reader) -> Any:
+        found: Any = torch.ops
+        for part in rest[0].split("."):
+            found = getattr(found, part)
+        return found
 
     def _module(self, rest: Node, reader: Reader) -> ModuleType:
         try:

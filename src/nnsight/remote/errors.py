@@ -27,12 +27,22 @@ class PayloadError(RemoteError):
 
 
 class NotSendableError(RemoteError, TypeError):
-    """A block uses something that cannot leave this process."""
+    """A block uses something that cannot leave this process; `path` is what leads to it."""
+
+    path: str = ""
 
 
 def damaged(how: str) -> PayloadError:
     """Bytes that are no message, or not a whole one."""
     return PayloadError(f"This message cannot be read: {how}.")
+
+
+def not_sendable(what: str, path: str, why: str, way_out: str) -> NotSendableError:
+    """A value that cannot leave this process, and what leads to it."""
+    which = f"`{path}` is {what}" if path else f"there is {what}"
+    error = NotSendableError(f"{which}, which cannot be sent: {why}. {way_out}".strip())
+    error.path = path
+    return error
 
 
 def too_large(largest: int) -> PayloadError:

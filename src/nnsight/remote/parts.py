@@ -15,7 +15,8 @@ from nnsight.capture.keep import Kept
 from nnsight.capture.portable import BlockText
 from nnsight.remote.errors import other_model
 from nnsight.remote.model import Remotable
-from nnsight.remote.values import Node, Reader, Value, Writer
+from nnsight.remote.reading import Reader
+from nnsight.remote.values import Node, Value, Writer
 from nnsight.traces import edit_file
 from nnsight.traces.edit import BlockBody, Edit, FunctionBody
 from nnsight.traces.edit_text import TextBody
@@ -114,9 +115,11 @@ class ModelWriter:
     def edits(self, writer: Writer) -> list[list[Value]]:
         """The edits of each view that was met; writing them may meet others."""
         found: list[list[Value]] = []
+        writer.fill()
         while len(found) < len(self.views):
             root = self.views[len(found)]
             found.append([writer.value(edit) for edit in root._edits()])
+            writer.fill()
         return found
 
 

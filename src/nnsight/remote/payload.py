@@ -28,8 +28,10 @@ from nnsight.remote.errors import damaged, not_a_trace
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
 from nnsight.remote.parts import ModelReader, ModelWriter, Show, block_node, block_text
+from nnsight.remote.reading import Reader
 from nnsight.remote.refuse import refuse_block
-from nnsight.remote.values import Node, Reader, Writer
+from nnsight.remote.tensors import MemoryReader
+from nnsight.remote.values import Node, Writer
 from nnsight.traces.function import run_function
 from nnsight.traces.model import Inputs
 from nnsight.traces.scan import Scan
@@ -200,7 +202,7 @@ def _read(
 ) -> Arrived:
     parts, code = ModelReader(model, show), CodeReader(show)
     device = getattr(model, "device", None)
-    reader = Reader(nodes, buffers, objects, callable, {}, device)
+    reader = Reader(nodes, MemoryReader(buffers), objects, callable, {}, device)
     reader.special = {**parts.makers(), **code.makers()}
     parts.model = model._with_remote_settings(reader.read(root["settings"]))
     cls = _KINDS[root["kind"]]

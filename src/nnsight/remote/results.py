@@ -14,8 +14,9 @@ from nnsight.remote.messages import Warned
 from nnsight.remote.model import Remotable
 from nnsight.remote.parts import ModelWriter
 from nnsight.remote.payload import VERSION, Arrived
-from nnsight.remote.tensors import tensor_of
-from nnsight.remote.values import Node, Reader, Writer
+from nnsight.remote.reading import Reader
+from nnsight.remote.tensors import MemoryReader
+from nnsight.remote.values import Node, Writer
 
 
 @dataclass
@@ -57,9 +58,9 @@ def _state(value: Any, writer: Writer) -> list[Any]:
     if kind is list or kind is set:
         return [kind.__name__, writer.values(value)]
     if kind is dict:
-        return ["dict", writer.pairs(value)]
+        return ["dict", writer.pairs(value.items())]
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return ["tensor", *writer.tensors.node(value)[1:]]
+        return ["tensor", [writer.reserve("", writer.memory.tensor(value))]]
     return []
 
 
@@ -78,11 +79,7 @@ def write_result(
     sent = {id(value): index for index, value in arrived.sent.items() if not _is_small(value)}
     special = _ResultWriter(ModelWriter(model), sent)
     writer = Writer(special)
-    values = {}
-    for name, value in names.items():
-        writer.trail[:] = [name]
-        values[name] = writer.value(value)
-    writer.trail.clear()
+    values = writer.named(names)
     changed = [writer.value(value) for value in arrived.saves if id(value) in sent]
     root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
     document = writer.finished()
@@ -122,7 +119,7 @@ def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Res
     def may_be_made(function: Any) -> bool:
         return data_only.allowed(function) or id(function) in own
 
-    reader = Reader(nodes, message.buffers, data_only.objects, may_be_made)
+    reader = Reader(nodes, MemoryReader(message.buffers), data_only.objects, may_be_made)
     reader.special = {
         "sent": lambda rest, reader: _sent(rest, reader, sent),
         "envoy": lambda rest, reader: model._at(rest[1]),
@@ -159,6 +156,6 @@ def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
         found.update(now)
     elif kind == "tensor":
         with torch.no_grad():
-            now = tensor_of(content, reader.buffers, None)
+            now = reader.value(content[0])
             if now.shape == found.shape and not torch.equal(now.to(found), found):
                 found.copy_(now)

@@ -1,4 +1,4 @@
-"""Any value as data, and back: identity, aliases and cycles stay as they were.
+"""Any value as data: identity, aliases and cycles stay as they were. `reading.py` reads it back.
 
 A document has a table of nodes, `[word, ...]` each. A value is `None`, a truth value, a number or a
 text as it is, or `[n]`: the node `n`. An object that is met twice is one node. Tensors and arrays
@@ -12,6 +12,11 @@ block is code anyway; a client takes none but those that hold data (`data_only.p
 from __future__ import annotations
 
 import copyreg
+import io
+import socket
+import sys
+import threading
+import types
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +24,10 @@ from types import BuiltinFunctionType, CellType, MethodType, ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from nnsight.remote.errors import NotSendableError, PayloadError, damaged
-from nnsight.remote.tensors import TensorWriter, dtype_of, name_of, tensor_of
+from nnsight.remote.errors import NotSendableError, not_sendable
+from nnsight.remote.tensors import MemoryWriter, name_of
 
 Value = Any  # None, bool, int, float, str or [n]
 Node = list[Any]
@@ -42,7 +48,7 @@ Special = Callable[[Any, "Writer"], "Node | None"]
 
 @dataclass
 class Writer:
-    """Turns values into nodes.
+    """Turns values into nodes: those that `value` is given at once, and what they hold in `fill`.
 
     Args:
         special: knows what is written in another way than its kind is; asked before all else.
@@ -50,11 +56,13 @@ class Writer:
 
     special: Special = lambda value, writer: None
     nodes: list[Node] = field(default_factory=list[Node])
-    trail: list[str] = field(default_factory=list[str])  # where the value at hand is, for errors
-    tensors: TensorWriter = field(default_factory=TensorWriter)
-    _known: dict[int, int] = field(default_factory=dict[int, int])
     written: dict[int, Any] = field(default_factory=dict[int, Any])  # the object of each node
-    _arrays: list[memoryview] = field(default_factory=list[memoryview])
+    memory: MemoryWriter = field(default_factory=MemoryWriter)
+    _known: dict[int, int] = field(default_factory=dict[int, int])
+    _to_fill: deque[int] = field(default_factory=deque[int])
+    _at: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    _attributes: set[int] = field(default_factory=set[int])  # nodes of dicts of attributes
+    _current: int = -1  # the node that is being filled
 
     def document(self, root: Any) -> Document:
         """The whole document with `root` at its beginning.
@@ -62,19 +70,19 @@ class Writer:
         Raises:
             NotSendableError: something in it cannot be written; the error says what, and where.
         """
-        try:
-            start = self.value(root)
-        except RecursionError:
-            raise self.refused(root, "it is nested too deep") from None
-        return self.finished(start)
+        return self.finished(self.value(root))
 
     def finished(self, root: Value = None) -> Document:
         """The document of what was written; nothing can be written after it."""
-        buffers = self.tensors.buffers()
-        for node in self.nodes:
-            if node[0] == "array":
-                node[-1] += len(buffers)
-        return Document(self.nodes, root, [*buffers, *self._arrays])
+        self.fill()
+        return Document(self.nodes, root, self.memory.buffers())
+
+    def fill(self) -> None:
+        """Write what the values hold that were written."""
+        while self._to_fill:
+            self._current = index = self._to_fill.popleft()
+            self.nodes[index] = self._node(self.written[index])
+        self._current = -1
 
     def value(self, value: Any, at: str = "") -> Value:
         """A value, as it stands in a node.
@@ -92,22 +100,27 @@ class Writer:
             return value
         index = self._known.get(id(value))
         if index is None:
-            index = len(self.nodes)
-            self.nodes.append([])
+            index = self.reserve(at, [])
             self._known[id(value)] = index
             self.written[index] = value  # held, or its id could be taken over
-            self.trail.append(at)
-            self.nodes[index] = self._node(value)
-            self.trail.pop()
+            self._to_fill.append(index)
         return [index]
+
+    def reserve(self, at: str, node: Node) -> int:
+        """A new node, which stands `at` a place in the one that is being filled."""
+        index = len(self.nodes)
+        self.nodes.append(node)
+        self._at[index] = self._current, at
+        return index
 
     def values(self, values: Any) -> list[Value]:
         """The members of a sequence."""
         return [self.value(value, f"[{index}]") for index, value in enumerate(values)]
 
-    def pairs(self, mapping: Any) -> list[list[Value]]:
+    def pairs(self, items: Any) -> list[list[Value]]:
         """Keys and values of a mapping."""
-        return [[self.value(k), self.value(v, f"[{k!r}]"[:40])] for k, v in mapping.items()]
+        step = ".{}" if self._current in self._attributes else "[{!r}]"
+        return [[self.value(k), self.value(v, step.format(_short(k)))] for k, v in items]
 
     def named(self, mapping: Any) -> dict[str, Value]:
         """A mapping from names."""
@@ -130,26 +143,29 @@ class Writer:
 
     def _tensor(self, value: torch.Tensor) -> Node:
         if value.layout is torch.sparse_coo:
-            value = value.coalesce()
+            value = value.detach().coalesce()
             return ["coo", *self.values((value.indices(), value.values(), list(value.shape)))]
-        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        dense = value.layout is torch.strided and not value.is_quantized and not value.is_nested
+        if not dense or is_traceable_wrapper_subclass(value):
             raise self.refused(value, "it is no dense tensor", "Send `.to_dense()` of it.")
-        return self.tensors.node(value)
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            plain = value.detach().as_subclass(torch.Tensor)
+            return ["tensor of a class", *self.values((type(value), plain, value.requires_grad))]
+        return self.memory.tensor(value)
 
     def _of_numpy(self, value: Any) -> Node:
         import numpy as np
 
         if isinstance(value, np.dtype):
             return ["dtype of numpy", self.value(np.lib.format.dtype_to_descr(value))]
-        if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        if type(value) is np.ndarray and value.dtype.hasobject:
+            if value.dtype != np.dtype(object):
+                raise self.refused(value, "it has objects among its fields", "Send a list of them.")
+            return ["array of objects", list(value.shape), *self.values(value.ravel().tolist())]
+        if type(value) is np.ndarray or isinstance(value, np.generic):
             descr = self.value(np.lib.format.dtype_to_descr(value.dtype))
-            order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
-            content = np.asarray(value).tobytes(order)
-            self._arrays.append(memoryview(content))
             scalar = isinstance(value, np.generic)
-            return ["array", descr, list(value.shape), order, scalar, len(self._arrays) - 1]
-        if isinstance(value, np.ndarray):
-            raise self.refused(value, "it is an array of objects", "Send a list of them.")
+            return self.memory.array(np.asarray(value), ["array", descr, scalar])
         return self.reduced(value)
 
     def _method(self, value: Any) -> Node:
@@ -165,8 +181,14 @@ class Writer:
             NotSendableError: none leads to it.
         """
         module, qualname = getattr(value, "__module__", None), value.__qualname__
+        if (
+            isinstance(value, type) and value in _TYPES
+        ):  # `NoneType`, which says that it is in `builtins`
+            return ["name", "types", _TYPES[value]]
         if module is None and isinstance(value, BuiltinFunctionType):
             module = getattr(value.__self__, "__name__", None)
+        if getattr(sys.modules.get(module or ""), value.__name__, None) is value:
+            return ["name", module, value.__name__]  # `torch.relu`, which names its class as well
         if module is None or "<locals>" in qualname:
             raise self.refused(value, "no name leads to it")
         return ["name", module, qualname]
@@ -177,37 +199,48 @@ class Writer:
         Raises:
             NotSendableError: it is of a kind that nothing can make again.
         """
-        reducer = copyreg.dispatch_table.get(type(value))
+        kind = type(value)
+        reducer = copyreg.dispatch_table.get(kind)
         try:
             made = value.__reduce_ex__(4) if reducer is None else reducer(value)
-        except Exception as error:
-            raise self.refused(value, str(error)) from None
+        except Exception:
+            raise self.refused(value, *_why(value)) from None
         if isinstance(made, str):
-            return ["name", type(value).__module__, made]
+            return ["name", getattr(value, "__module__", None) or kind.__module__, made]
         function, args, *more = made
         state, items, pairs, setter = [*more, None, None, None, None][:4]
         if setter is not None:
             raise self.refused(value, "it sets its state by a function of its own")
+        if isinstance(value, BaseException) and kind.__reduce__ is BaseException.__reduce__:
+            function, args = copyreg.__newobj__, (kind, *args)  # type: ignore[attr-defined]
         return [
             "object",
             self.value(function),
             self.values(args),
-            self.value(state, ".__dict__"),
-            [self.value(item) for item in items or ()],
-            [[self.value(k), self.value(v)] for k, v in pairs or ()],
+            self._state(state),
+            [self.value(item, f"[{index}]") for index, item in enumerate(items or ())],
+            self.pairs(pairs or ()),
         ]
+
+    def _state(self, state: Any) -> Value:
+        """What an object holds: attributes, for errors."""
+        found = self.value(state)
+        if type(state) is dict:
+            self._attributes.add(found[0])
+        return found
 
     def refused(self, value: Any, why: str, way_out: str = "") -> NotSendableError:
         """That `value` cannot be sent, where it was met, and why."""
-        name, path = type(value).__name__, self.place()
-        where = f"`{path}` is " if path else "there is "
-        article = "an" if name[:1].lower() in "aeiou" else "a"
-        text = f"{where}{article} `{name}`, which cannot be sent: {why}. {way_out}"
-        return NotSendableError(text.strip())
+        return not_sendable(_described(value), self.place(), why, way_out)
 
     def place(self) -> str:
         """What leads to the value at hand: `config["sae"].weight`."""
-        path = "".join(self.trail)
+        steps: list[str] = []
+        index = self._current
+        while index >= 0:
+            index, step = self._at[index]
+            steps.append(step)
+        path = "".join(reversed(steps))
         return path if len(path) <= 80 else f"{path[:40]}...{path[-37:]}"
 
 
@@ -217,6 +250,47 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:  # half of a pair
         return False
     return True
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (type, types.FunctionType, ModuleType)):
+        word = {type: "class", ModuleType: "module"}.get(type(value), "function")
+        word = "class" if isinstance(value, type) else word
+        return f"the {word} `{value.__name__}`"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} `{name}`"
+
+
+def _short(key: Any) -> Any:
+    """A key of a mapping as far as an error shows it."""
+    return key if type(key) in (str, int, float, bool) else ...
+
+
+def _why(value: Any) -> tuple[str, str]:
+    """Why Python cannot make `value` again, and what to send in its place."""
+    for kinds, why, way_out in _TIED:
+        if isinstance(value, kinds):
+            return why, way_out
+    return "nothing says how to make it again", "Send the values in it that the block needs."
+
+
+_TIED: Sequence[tuple[Any, str, str]] = (
+    (
+        (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType),
+        "it is half run, here",
+        "Send a list of what it gives.",
+    ),
+    (io.IOBase, "it is open in this process", "Send what is in it, `.read()`."),
+    (
+        (type(threading.Lock()), type(threading.RLock()), threading.Thread, socket.socket),
+        "it belongs to this process",
+        "Make it in the block, or leave it out.",
+    ),
+)
+
+_TYPES = {
+    v: n for n, v in vars(types).items() if isinstance(v, type) and v.__module__ == "builtins"
+}
 
 
 def _cell(cell: CellType, writer: Writer) -> Node:
@@ -236,8 +310,9 @@ _PLAIN: dict[type, Callable[[Any, Writer], Node]] = {
     tuple: lambda v, w: ["tuple", *w.values(v)],
     set: lambda v, w: ["set", *w.values(v)],
     frozenset: lambda v, w: ["frozenset", *w.values(v)],
-    dict: lambda v, w: ["dict", *w.pairs(v)],
+    dict: lambda v, w: ["dict", *w.pairs(v.items())],
     slice: lambda v, w: ["slice", *w.values((v.start, v.stop, v.step))],
+    types.MappingProxyType: lambda v, w: ["proxy", w.value(dict(v))],
     range: lambda v, w: ["range", *w.values((v.start, v.stop, v.step))],
     type(...): lambda v, w: ["ellipsis"],
     type(NotImplemented): lambda v, w: ["not implemented"],
@@ -247,225 +322,4 @@ _PLAIN: dict[type, Callable[[Any, Writer], Node]] = {
     torch.Size: lambda v, w: ["size", *v],
     torch.layout: lambda v, w: ["of torch", str(v).removeprefix("torch.")],
     torch.memory_format: lambda v, w: ["of torch", str(v).removeprefix("torch.")],
-}
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-Objects = Callable[[str, str], Any]
-Make = Callable[[Node, "Reader"], Any]
-
-
-def _no_objects(module: str, qualname: str) -> Any:
-    raise damaged(f"it names `{module}.{qualname}`, and holds data only")
-
-
-@dataclass
-class Reader:
-    """Turns nodes into values.
-
-    Args:
-        nodes: the table of a document.
-        buffers: its buffers.
-        objects: gives the class or function of a name, or refuses it.
-        callables: whether a call may be made to build an object.
-        special: knows nodes of other words; those that `Writer.special` made.
-        device: where tensors go that were on a GPU.
-    """
-
-    nodes: list[Node]
-    buffers: Sequence[memoryview] = ()
-    objects: Objects = _no_objects
-    callables: Callable[[Any], bool] = lambda function: False
-    special: dict[str, Make] = field(default_factory=dict[str, Make])
-    device: Any = None
-    made: dict[int, Any] = field(default_factory=dict[int, Any])  # the object of each node
-    _to_fill: deque[Callable[[], None]] = field(default_factory=deque[Callable[[], None]])
-
-    def read(self, root: Value) -> Any:
-        """The value that a document begins with.
-
-        Raises:
-            PayloadError: the document is damaged, or names what may not be in it.
-        """
-        try:
-            return self.whole(root)
-        except PayloadError:
-            raise
-        except RecursionError:
-            raise damaged("it is nested too deep") from None
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise damaged(f"it does not fit together ({error})") from error
-
-    def whole(self, value: Value) -> Any:
-        """A value, with all that it holds."""
-        waiting, self._to_fill = self._to_fill, deque[Callable[[], None]]()
-        try:
-            found = self.value(value)
-            while self._to_fill:
-                self._to_fill.popleft()()
-        finally:
-            self._to_fill = waiting
-        return found
-
-    def value(self, value: Value) -> Any:
-        """A value; a container in it may have to be filled yet."""
-        if type(value) is not list:
-            return value
-        (index,) = value
-        if index in self.made:
-            return self.made[index]
-        if type(index) is not int or not 0 <= index < len(self.nodes):
-            raise damaged("it refers to a part that it does not have")
-        word, *rest = self.nodes[index]
-        make = self.special.get(word) or _MAKERS.get(word)
-        if make is None:
-            raise damaged(f"it has a part of an unknown kind, {word!r}")
-        found = make(rest, self)
-        return self.made.setdefault(index, found)
-
-    def later(self, fill: Callable[[], None]) -> None:
-        """Call `fill` when what is being made is there: it may hold itself."""
-        self._to_fill.append(fill)
-
-
-def _set_state(found: Any, state: Any) -> None:
-    own = getattr(type(found), "__setstate__", None)
-    if own is not None:
-        own(found, state)
-        return
-    slots: Any = None
-    if isinstance(state, tuple) and len(state) == 2:
-        state, slots = state
-    if state:
-        found.__dict__.update(state)
-    for name, value in (slots or {}).items():
-        object.__setattr__(found, name, value)
-
-
-# What can hold itself is made empty, and filled when it is known.
-
-
-def _list(rest: Node, reader: Reader) -> Any:
-    found: list[Any] = []
-    reader.later(lambda: found.extend(map(reader.value, rest)))
-    return found
-
-
-def _dict(rest: Node, reader: Reader) -> Any:
-    found: dict[Any, Any] = {}
-
-    def fill() -> None:
-        for key, value in rest:
-            found[reader.whole(key)] = reader.value(value)
-
-    reader.later(fill)
-    return found
-
-
-def _set(rest: Node, reader: Reader) -> Any:
-    found: set[Any] = set()
-    reader.later(lambda: found.update(map(reader.whole, rest)))
-    return found
-
-
-def _read_cell(rest: Node, reader: Reader) -> Any:
-    cell = CellType()
-
-    def fill() -> None:
-        cell.cell_contents = reader.value(rest[0])
-
-    if rest:
-        reader.later(fill)
-    return cell
-
-
-def _object(rest: Node, reader: Reader) -> Any:
-    function, args, state, items, pairs = rest
-    call = reader.value(function)
-    given = [reader.whole(arg) for arg in args]
-    new: Any = copyreg.__newobj__  # type: ignore[attr-defined]
-    if not reader.callables(given[0] if call is new and given else call):
-        raise damaged(f"it calls `{getattr(call, '__qualname__', call)}`, and holds data only")
-    found = call(*given)
-
-    def fill() -> None:
-        for item in items:
-            found.append(reader.whole(item))
-        for key, value in pairs:
-            found[reader.whole(key)] = reader.whole(value)
-        if state is not None:
-            _set_state(found, reader.whole(state))
-
-    reader.later(fill)
-    return found
-
-
-def _array(rest: Node, reader: Reader) -> Any:
-    import numpy as np
-
-    descr, shape, order, scalar, index = rest
-    dtype = _numpy_dtype(reader.whole(descr))
-    found = np.frombuffer(reader.buffers[index], dtype=dtype).reshape(shape, order=order)
-    if scalar:
-        return found[()]
-    return found if found.flags.writeable else found.copy(order)
-
-
-def _numpy_dtype(descr: Any) -> Any:
-    import numpy as np
-
-    return np.lib.format.descr_to_dtype(descr)
-
-
-def _coo(indices: Any, values: Any, shape: Any) -> Any:
-    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
-
-
-def _named(rest: Node, reader: Reader) -> Any:
-    module, qualname = rest
-    return reader.objects(module, qualname)
-
-
-def _of_torch(rest: Node, reader: Reader) -> Any:
-    found = getattr(torch, rest[0])
-    if not isinstance(found, (torch.layout, torch.memory_format)):
-        raise damaged(f"it names torch.{rest[0]}, and holds data only")
-    return found
-
-
-def _method(rest: Node, reader: Reader) -> Any:
-    owner, name = rest
-    if reader.objects is _no_objects:
-        raise damaged("it names a method, and holds data only")
-    return getattr(reader.whole(owner), name)
-
-
-_MAKERS: dict[str, Make] = {
-    "list": _list,
-    "dict": _dict,
-    "set": _set,
-    "cell": _read_cell,
-    "object": _object,
-    "int": lambda rest, reader: int(rest[0], 16),
-    "text": lambda rest, reader: rest[0].decode("utf-8", "surrogatepass"),
-    "complex": lambda rest, reader: complex(*rest),
-    "bytes": lambda rest, reader: bytes(rest[0]),
-    "bytearray": lambda rest, reader: bytearray(rest[0]),
-    "tuple": lambda rest, reader: tuple(map(reader.value, rest)),
-    "frozenset": lambda rest, reader: frozenset(map(reader.whole, rest)),
-    "slice": lambda rest, reader: slice(*map(reader.value, rest)),
-    "range": lambda rest, reader: range(*map(reader.value, rest)),
-    "ellipsis": lambda rest, reader: ...,
-    "not implemented": lambda rest, reader: NotImplemented,
-    "dtype": lambda rest, reader: dtype_of(rest[0]),
-    "device": lambda rest, reader: torch.device(*(r for r in rest if r is not None)),
-    "size": lambda rest, reader: torch.Size(rest),
-    "of torch": _of_torch,
-    "tensor": lambda rest, reader: tensor_of(rest, reader.buffers, reader.device),
-    "coo": lambda rest, reader: _coo(*map(reader.whole, rest)),
-    "array": _array,
-    "dtype of numpy": lambda rest, reader: _numpy_dtype(reader.whole(rest[0])),
-    "name": _named,
-    "method": _method,
 }

@@ -1,0 +1,49 @@
+"""A value on its way: through a message's bytes and back, as a server reads it or as a client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnsight.remote import data_only, wire
+from nnsight.remote.code_values import CodeReader, CodeWriter, objects
+from nnsight.remote.environment import is_local
+from nnsight.remote.own_modules import own_modules
+from nnsight.remote.reading import Reader
+from nnsight.remote.tensors import MemoryReader
+from nnsight.remote.values import Writer
+
+
+def packed(value: Any, compress: bool = True) -> bytearray:
+    """The bytes of a value."""
+    code = CodeWriter(is_local)
+    document = Writer(code).document(value)
+    return wire.join(
+        wire.pack([document.root, document.nodes, code.modules], document.buffers, compress)
+    )
+
+
+def read(content: Any) -> Any:
+    """The value of bytes, as a server reads it."""
+    message = wire.unpack(content)
+    root, nodes, modules = message.document
+
+    def show(filename: str, lineno: int, text: str) -> None:
+        pass
+
+    with own_modules(modules, show):
+        reader = Reader(nodes, MemoryReader(message.buffers), objects, callable)
+        reader.special = CodeReader(show).makers()
+        return reader.read(root)
+
+
+def read_data(content: Any) -> Any:
+    """The value of bytes, as a client reads it: nothing but data."""
+    message = wire.unpack(content)
+    root, nodes, *_ = message.document
+    memory = MemoryReader(message.buffers)
+    return Reader(nodes, memory, data_only.objects, data_only.allowed).read(root)
+
+
+def passed(value: Any) -> Any:
+    """The value that a server reads."""
+    return read(packed(value))
