@@ -6,17 +6,19 @@ put back at its own line numbers, so that errors name the lines that its author 
 
 from __future__ import annotations
 
+import ast
 import builtins
 import dis
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import CO_NEWLOCALS, CO_OPTIMIZED
 from types import CellType, CodeType
 from typing import Any
 
 from nnsight.capture.block import Block, Outer, compile_block
 from nnsight.capture.errors import not_a_block
-from nnsight.capture.names import set_first
+from nnsight.capture.names import names_of, set_first
 from nnsight.capture.rewrite import HELPER
 from nnsight.capture.scope import Scope
 from nnsight.capture.source import FUTURES, Site, With, split, statement_at
@@ -109,3 +111,32 @@ def scope_of(block: Block, taken: Taken) -> Scope:
         for name in block.code.co_freevars
     }
     return Scope.of(block, names, cells)
+
+
+@lru_cache(maxsize=256)
+def block_of_body(
+    text: str, filename: str, function: str, names: frozenset[str], target: str | None = None
+) -> Block:
+    """The block of a body that comes without the `with` it stood under.
+
+    Args:
+        text: the body, not indented, at its own line numbers.
+        filename: where it stood.
+        function: the function that it stood in.
+        names: variables of that function that it reads.
+        target: the name after `as`, if there was one.
+
+    Raises:
+        SyntaxError: this Python does not know the text.
+    """
+    tree = compile(text, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    assert isinstance(tree, ast.Module)
+    body = tree.body or [ast.Pass(lineno=1, col_offset=0, end_lineno=1, end_col_offset=0)]
+    bound = None if target is None else ast.Name(target, ast.Store())
+    item = ast.withitem(ast.Name("_", ast.Load()), bound)
+    start = min([body[0].lineno, *(d.lineno for d in getattr(body[0], "decorator_list", ()))])
+    node = ast.With([item], body, lineno=start, col_offset=0, end_lineno=body[-1].end_lineno)
+    node = ast.fix_missing_locations(node)
+    own = names | names_of(body).bound | frozenset(() if target is None else (target,))
+    outer = Outer(function, function, CO_OPTIMIZED | CO_NEWLOCALS, own, None)
+    return compile_block(Site(node, 0, filename, split(text), 0), outer, wrapped=False)

@@ -187,7 +187,7 @@ def arrived(content: Any, model: Remotable, largest: int | None = None) -> Itera
     message = wire.unpack(content) if largest is None else wire.unpack(content, largest)
     root = _root(message)
     with contextlib.ExitStack() as undo:
-        show = undo.enter_context(_shown_texts())
+        show = undo.enter_context(shown_texts())
         undo.enter_context(own_modules(root["modules"], show))
         undo.enter_context(_switches(root["app"]))
         yield _read(root, message.document[1], message.buffers, model, show)
@@ -245,7 +245,7 @@ def _switches(values: Mapping[str, bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _shown_texts() -> Iterator[Show]:
+def shown_texts() -> Iterator[Show]:
     """Lets errors show the lines of texts that came over the wire; forgets them at the end."""
     before: dict[str, Any] = {}
     lines: dict[str, dict[int, str]] = {}

@@ -8,9 +8,10 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nnsight.capture.traceback import is_hidden
 from nnsight.remote import payload, results, wire
@@ -33,7 +34,40 @@ class Outcome:
     failure: Failure | None = None
 
 
-def perform(body: Any, model: Remotable, say: Say, compress: bool = True) -> Outcome:
+class Format(Protocol):
+    """How a request is read, and its result written."""
+
+    def arrived(self, body: Any, model: Remotable) -> AbstractContextManager[payload.Arrived]: ...
+
+    def result(
+        self,
+        names: Mapping[str, Any],
+        arrived: payload.Arrived,
+        model: Remotable,
+        warned: Sequence[Warned],
+    ) -> bytes | bytearray: ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """nnsight/1; `compress` says whether to shrink the result."""
+
+    compress: bool = True
+
+    def arrived(self, body: Any, model: Remotable) -> AbstractContextManager[payload.Arrived]:
+        return payload.arrived(body, model)
+
+    def result(
+        self,
+        names: Mapping[str, Any],
+        arrived: payload.Arrived,
+        model: Remotable,
+        warned: Sequence[Warned],
+    ) -> bytearray:
+        return wire.join(results.write_result(names, arrived, model, warned, self.compress))
+
+
+def perform(body: Any, model: Remotable, say: Say, format: Format | None = None) -> Outcome:
     """Run the block of a message beside `model`.
 
     Whatever goes wrong in it is in the outcome. What may not be caught (the end of the process, an
@@ -43,17 +77,17 @@ def perform(body: Any, model: Remotable, say: Say, compress: bool = True) -> Out
         body: the message, as `payload.write` made it.
         model: the model that it is for, with its weights.
         say: is given what the block prints, as it prints it.
-        compress: whether to shrink the result.
+        format: how the message is written; as nnsight/1 if left out.
     """
+    format = format or Ours()
     warned: list[Warned] = []
     phase = "read"
     try:
-        with _printing(say), _warnings(warned), serving(), payload.arrived(body, model) as arrived:
+        with _printing(say), _warnings(warned), serving(), format.arrived(body, model) as arrived:
             phase = "run"
             names, failure = _run(arrived)
             phase = "send"
-            pieces = results.write_result(names, arrived, model, warned, compress)
-            return Outcome(wire.join(pieces), failure)
+            return Outcome(format.result(names, arrived, model, warned), failure)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return Outcome(None, failure_of(error, phase))
 

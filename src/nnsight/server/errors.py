@@ -279,13 +279,6 @@ def fault() -> End:
     return End("ServerFault", "the server is at fault; its log says more. Send the job again.")
 
 
-def no_ndif_yet() -> End:
-    return End(
-        "FormatNotRead",
-        "this server cannot read requests of NDIF 0.8 yet; use a client that speaks nnsight/1.",
-    )
-
-
 def prints_full(limits: Limits) -> str:
     return (
         f"[the block printed more than {limits.prints} lines or {size(limits.print_bytes)}; "

@@ -11,8 +11,8 @@ import torch
 
 from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.transformers import TransformersModel
+from nnsight.remote import ndif08
 from nnsight.remote.perform import Outcome, perform
-from nnsight.server import errors
 from nnsight.server.surroundings import Setting, noted, put_back
 from nnsight.server.weights import Weights
 
@@ -36,8 +36,8 @@ class Loaded:
         self.facts = facts(model)
 
     def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
-        if format != "nnsight/1":
-            return Outcome(None, errors.no_ndif_yet().failure)
+        if format.startswith(ndif08.FORMAT):
+            return perform(body, self._model, say, ndif08.Ndif08(format.endswith("+zstd")))
         return perform(body, self._model, say)
 
     def changed(self) -> list[str]:
