@@ -98,7 +98,9 @@ def test_a_running_job_is_cancelled(shared: Server):
 
 
 def test_a_waiting_job_is_cancelled(shared: Server):
-    running, waiting = shared.send(SLEEP), shared.send("result = b'1'")
+    running = shared.send(SLEEP)
+    shared.reach(running, "RUNNING")
+    waiting = shared.send("result = b'1'")
     assert shared.call("DELETE", f"/job/{waiting}").json()["cancelled"] is True
     assert [e["status"] for e in shared.events(waiting)][-2:] == ["QUEUED", "ERROR"]
     shared.call("DELETE", f"/job/{running}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nnsight.remote.messages import Event
 from nnsight.server import serving
 from nnsight.server.engine import Ended, Hearer, State, Task
 from nnsight.server.errors import End
@@ -45,16 +46,18 @@ class Double:
     async def close(self) -> None: ...
 
 
-def play(path: Path, engine: Double, scene: Callable[[Serving], Any]) -> Store:
-    """Run a scene with a server; its store, to look into."""
+def play(path: Path, engine: Double, scene: Callable[[Serving], Any]) -> dict[str, list[Event]]:
+    """Run a scene with a server; the events of each job."""
 
-    async def living() -> Store:
+    async def living() -> dict[str, list[Event]]:
         folder = Folder(path)
         server = Serving(folder, Store(folder.database), engine, [Served("m")], Limits())
         server.open()
         await asyncio.wait_for(scene(server), 20)
         await server.close()
-        return server.store
+        events = {id: server.store.events(id) for id in server.store.all_ids()}
+        server.store.close()
+        return events
 
     return asyncio.run(living())
 
@@ -88,10 +91,10 @@ def test_an_end_is_written_when_there_is_room_again(
         job(server, "b")
         await ended(server, "a", "b")
 
-    store = play(tmp_path, Double(lambda task, hear: hear.said("lost")), scene)
+    events = play(tmp_path, Double(lambda task, hear: hear.said("lost")), scene)
     assert refusals == ["LOG", "COMPLETED", "COMPLETED"]
-    assert [e.status for e in store.events("a")][-1] == "COMPLETED"
-    assert [e.status for e in store.events("b")][-2:] == ["LOG", "COMPLETED"]
+    assert [e.status for e in events["a"]][-1] == "COMPLETED"
+    assert [e.status for e in events["b"]][-2:] == ["LOG", "COMPLETED"]
 
 
 def test_a_cancelled_job_stays_cancelled_however_it_ends(tmp_path: Path):
@@ -108,9 +111,9 @@ def test_a_cancelled_job_stays_cancelled_however_it_ends(tmp_path: Path):
         await ended(server, "b")
 
     engine = Double(lambda task, hear: None)
-    store = play(tmp_path, engine, scene)
-    assert [e.status for e in store.events("a")][-1] == "ERROR" and engine.ran == ["a", "b"]
-    assert "too late" not in [e.description for e in store.events("a")]
+    events = play(tmp_path, engine, scene)
+    assert [e.status for e in events["a"]][-1] == "ERROR" and engine.ran == ["a", "b"]
+    assert "too late" not in [e.description for e in events["a"]]
 
 
 def test_those_who_wait_hear_where_they_are(tmp_path: Path):
@@ -128,6 +131,6 @@ def test_those_who_wait_hear_where_they_are(tmp_path: Path):
             return await super().run(task, hear)
 
     hold = asyncio.Event()
-    store = play(tmp_path, Slow(lambda task, hear: None), scene)
-    told = [e.description for e in store.events("c") if e.status == "QUEUED"]
+    events = play(tmp_path, Slow(lambda task, hear: None), scene)
+    told = [e.description for e in events["c"] if e.status == "QUEUED"]
     assert told[:2] == ["Added to queue at position 3.", "Moved to position 2 in queue."]

@@ -81,7 +81,7 @@ class Api:
         path = self.server.folder.result(id)
         if not path.exists():
             raise errors.result_gone(id)
-        return FileResponse(
+        return Result(
             path,
             media_type="application/octet-stream",
             headers={"ETag": f'"{id}"', "Cache-Control": "private, no-transform"},
@@ -175,6 +175,12 @@ class Api:
         secure = url.scheme in ("https", "wss")
         base = f"{'https' if secure else 'http'}://{url.netloc}"
         return lambda job: f"{base}/result/{job}?token={self.tokens.make(job)}"
+
+
+class Result(FileResponse):
+    """A file, read in pieces that are worth the way to a thread."""
+
+    chunk_size = 2**20
 
 
 def app(server: Serving) -> Starlette:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import time
 import uuid
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import anyio
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -152,8 +152,9 @@ def _at_most(receive: Receive, limits: Limits) -> Receive:
     async def counted() -> Message:
         nonlocal seen
         try:
-            message = await asyncio.wait_for(receive(), limits.stall)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(limits.stall):
+                message = await receive()
+        except TimeoutError:
             raise errors.too_slow_a_sender(limits.stall) from None
         seen += len(message.get("body", b""))
         if seen > limits.body + 2**16:  # the form around the payload

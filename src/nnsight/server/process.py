@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from nnsight.server import confine, errors
 from nnsight.server.engine import Ended, Hearer, Plan, State, Task
 from nnsight.server.errors import End
@@ -218,8 +220,9 @@ class Process:
         silence = self._limits.silence
         while True:
             try:
-                message = await asyncio.wait_for(from_worker(reader), silence)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(silence):
+                    message = await from_worker(reader)
+            except TimeoutError:
                 silent = errors.worker_silent(silence)
                 self._why = self._why or silent
                 return None if self._answer else silent.text

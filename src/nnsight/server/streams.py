@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -43,7 +44,8 @@ class EventStream(Response):
 
         async def pass_on(body: bytes) -> None:
             message = {"type": "http.response.body", "body": body, "more_body": True}
-            await asyncio.wait_for(send(message), self._server.limits.stall)
+            with anyio.fail_after(self._server.limits.stall):
+                await send(message)
 
         writing = asyncio.ensure_future(self._follow(pass_on))
         leaving = asyncio.ensure_future(_gone(receive))
@@ -80,11 +82,9 @@ def _ended(server: Serving, job: str, after: int) -> bool:
 
 
 async def _rung(bell: asyncio.Event, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(bell.wait(), seconds)
-    except asyncio.TimeoutError:
-        return False
-    return True
+    with anyio.move_on_after(seconds):
+        await bell.wait()
+    return bell.is_set()
 
 
 async def _gone(receive: Receive) -> None:
@@ -127,14 +127,15 @@ async def subscribe(
                     job = server.store.job(event.id)
                     form = as_ndif(event, job.format if job else NDIF, link)
                     text = msgspec.json.encode(form).decode()
-                    await asyncio.wait_for(socket.send_text(text), server.limits.stall)
+                    with anyio.fail_after(server.limits.stall):
+                        await socket.send_text(text)
                     after = number
                 if not events:
                     ringing = asyncio.ensure_future(bell.wait())
                     await asyncio.wait((ringing, reading), return_when=asyncio.FIRST_COMPLETED)
                     ringing.cancel()
             await socket.close(1001)
-        except (WebSocketDisconnect, asyncio.TimeoutError, RuntimeError):
+        except (WebSocketDisconnect, TimeoutError, RuntimeError):
             return  # it has gone, or reads nothing
         finally:
             reading.cancel()
