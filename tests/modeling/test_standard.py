@@ -402,6 +402,32 @@ def test_a_name_that_a_model_lacks_says_why():
         model_of("gpt2").layers[0].resid_post
 
 
+OFTEN_LACKED = ["resid_mid", "attn", "cross_attn", "mlp", "router"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi", "mixtral", "jamba", "bloom", "opt"])
+def test_dir_has_what_can_be_asked_for_and_no_more(family):
+    model = model_of(family)
+    parts = [(layer, OFTEN_LACKED) for layer in model.layers]
+    parts += [(s.attn, ["k", "q", "q_rot", "z"]) for s in model.layers if "attn" in dir(s)]
+    parts += [(layer.mlp, ["act", "out"]) for layer in model.layers if "mlp" in dir(layer)]
+    parts += [(layer.router, ["probs"]) for layer in model.layers if "router" in dir(layer)]
+    told = lacked = 0
+    for part, names in parts:
+        for name in names:
+            listed = name in dir(part)
+            try:
+                getattr(part, name)
+                there = True
+            except OutsideTraceError:  # it is a value
+                there = True
+            except AttributeError:
+                there = False
+            assert listed == there, (part, name)
+            told, lacked = told + there, lacked + (not there)
+    assert told and lacked
+
+
 def test_a_misspelt_or_misplaced_assignment_is_refused():
     model = model_of("opt")
     with pytest.raises(AttributeError, match="resid_pst"):

@@ -36,13 +36,12 @@ from nnsight.interleave.request import here
 T = TypeVar("T")
 # Something of every leaf at a module path and a kind, at the first visit or a later one.
 Told = dict[tuple[str, str, bool], list[T]]
-Lengths = Told[int]
 
 
 class Seen(NamedTuple):
     """What another batch says of a leaf."""
 
-    length: int  # of its first dimension, there
+    shape: tuple[int, ...]  # that it has there
     of_rows: bool  # whether that is made of rows
     lies: int | None  # the other dimension that counts the rows, if one does
 
@@ -108,11 +107,6 @@ def _same_randomness(module: Module) -> Generator[None]:
         random.setstate(states[0])
         if numpy is not None:
             numpy.random.set_state(states[1])
-
-
-def length_of(leaf: torch.Tensor) -> int:
-    """How long the first dimension is; 0 if there is none."""
-    return leaf.shape[0] if leaf.ndim else 0
 
 
 def _keep(
@@ -203,29 +197,42 @@ class BatchAxis:
             return True
         if getattr(type(location.owner), "between_steps", False):
             return True
-        seen = self._seen(location, leaf)
+        seen = self._seen(location, leaf, shape)
         if seen is None:
             return None
-        return seen.of_rows and seen.length == self._mirror.rows * (length // self._total)
+        rows = self._mirror.rows * (length // self._total)
+        return seen.of_rows and seen.shape[:1] == (rows,)
 
     def lies(self, location: Location, leaf: int, shape: Sequence[int]) -> int | None:
         """Which dimension of a leaf behind the first follows the batch size; None if none does."""
         if getattr(type(location.owner), "between_steps", False):
             return None
-        seen = self._seen(location, leaf)
+        seen = self._seen(location, leaf, shape)
         if seen is not None:
             dim = seen.lies
             return dim if dim and dim < len(shape) and shape[dim] == self._total else None
         dims = [dim for dim in range(1, len(shape)) if shape[dim] == self._total]
         return dims[0] if len(dims) == 1 and not self.doubtful else None
 
-    def _seen(self, location: Location, leaf: int) -> Seen | None:
+    def _seen(self, location: Location, leaf: int, shape: Sequence[int]) -> Seen | None:
         path, kind = self.key(location)
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)
-        later = self.step() > 0 and (path, kind, True) in self._told
-        leaves = self._told.get((path, kind, later))
-        return None if leaves is None or leaf >= len(leaves) else leaves[leaf]
+        later = self.step() > 0
+        visits = [self._told.get((path, kind, first)) for first in (not later, later)]
+        told = [leaves[leaf] for leaves in visits if leaves is not None and leaf < len(leaves)]
+        # of a module that runs twice in one forward, the run with values of such a shape
+        alike = (seen for seen in told if self._call.func is self._module)
+        return next((s for s in alike if self._fits(s, shape)), told[0] if told else None)
+
+    def _fits(self, seen: Seen, shape: Sequence[int]) -> bool:
+        """Whether a value is like one of the mirror in all but how many rows there are."""
+        dim = seen.lies or 0
+        if len(shape) != len(seen.shape) or not shape:
+            return False
+        pairs = list(zip(shape, seen.shape, strict=True))
+        own, there = pairs.pop(dim)
+        return own * self._mirror.rows == there * self._total and all(o == t for o, t in pairs)
 
     def key(self, location: Location) -> tuple[str, str]:
         """Under which path and kind the lengths at `location` are kept."""
@@ -295,7 +302,7 @@ class BatchAxis:
         def tell(leaf: torch.Tensor) -> Seen:
             # behind a dropout rows of equal content differ: only their length says something
             drawn = not all(map(torch.equal, start, _random_states(self._module)))
-            return Seen(length_of(leaf), drawn or mirror.holds(leaf), mirror.lies(leaf, drawn))
+            return Seen(tuple(leaf.shape), drawn or mirror.holds(leaf), mirror.lies(leaf, drawn))
 
         def run(varied: bool) -> Told[Seen]:
             args, kwargs = mirror.given((self._call.args, self._call.keywords), varied)

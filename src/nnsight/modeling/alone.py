@@ -16,12 +16,17 @@ from typing import Any
 import torch
 
 from nnsight.capture.traceback import warn
-from nnsight.envoy.batch_axis import BatchAxis, Lengths, length_of, measure
+from nnsight.envoy.batch_axis import BatchAxis, Told, measure
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
 from nnsight.interleave.rows import Even, Rows, Share, Uneven
 
 Call = Callable[[], "functools.partial[Any]"]
+Shape = tuple[int, ...]
+
+
+def _shape_of(leaf: torch.Tensor) -> Shape:
+    return tuple(leaf.shape)
 
 
 @dataclass(frozen=True)
@@ -36,34 +41,59 @@ class Seeing(Batch):
     def share(self, value: torch.Tensor, location: Location, leaf: int) -> Share | None:
         if not value.ndim or not value.shape[0]:
             return None
-        axis, length = self.varies, value.shape[0]
+        axis = self.varies
         assert isinstance(axis, BatchAxis)
         if getattr(type(location.owner), "between_steps", False):
             return Even()
         path = location.owner.path[len(self.path) + 1 :]
-        if length == self.total and self._is_text(path) and not axis.doubtful:
+        if value.shape[0] == self.total and self._is_text(path) and not axis.doubtful:
             return Even()
-        return self._measured(axis.key(location), leaf, length, axis.step() > 0)
+        return self._measured(axis.key(location), leaf, value.shape, axis.step() > 0)
 
     def _is_text(self, path: str) -> bool:
         return any(path == text or path.startswith(f"{text}.") for text in self.texts)
 
-    def _measured(self, at: tuple[str, str], leaf: int, length: int, later: bool) -> Share | None:
+    def _measured(
+        self, at: tuple[str, str], leaf: int, shape: torch.Size, later: bool
+    ) -> Share | None:
+        """Whose is what, by the dimension in which the invokes alone have as much together.
+
+        That is the first, or else one besides which all are as they are alone: a model may have its
+        queries in front, and run a module more than once with values of unlike shapes.
+        """
+        told = [self._alone(at, leaf, visit) for visit in (later, not later)]
+        usual = [alone or other for alone, other in zip(*told, strict=True)]
+        if not any(usual):
+            return None
+        if share := self._end_to_end(usual, 0, shape[0]):
+            return share
+        for shapes in told:
+            for dim, size in enumerate(shape):
+                others = {alone[:dim] + alone[dim + 1 :] for alone in shapes if alone}
+                alike = others == {shape[:dim] + shape[dim + 1 :]}
+                if alike and (share := self._end_to_end(shapes, dim, size)):
+                    return share
+        return None
+
+    def _alone(self, at: tuple[str, str], leaf: int, later: bool) -> list[Shape]:
+        """The shape of a leaf in each invoke alone; empty where it has none, as without images."""
+        known = (shapes.get((*at, not later), []) for shapes in self._shapes)
+        return [shapes[leaf] if leaf < len(shapes) else () for shapes in known]
+
+    def _end_to_end(self, shapes: Sequence[Shape], dim: int, length: int) -> Share | None:
         own: dict[Rows, Rows] = {}
         start = 0
-        for (rows, _), lengths in zip(self.invokes, self._lengths, strict=True):
-            known = lengths.get((*at, True)) if later else None
-            known = lengths.get((*at, False), []) if known is None else known
-            size = known[leaf] if leaf < len(known) else 0  # an invoke without images
+        for (rows, _), shape in zip(self.invokes, shapes, strict=True):
+            size = shape[dim] if shape else 0
             own[rows] = Rows(start, size)
             start += size
-        return Uneven(own) if start == length else None
+        return Uneven(own, dim) if start == length else None
 
     @functools.cached_property
-    def _lengths(self) -> list[Lengths]:
-        """Of each invoke, how long the values are when it runs alone."""
+    def _shapes(self) -> list[Told[Shape]]:
+        """Of each invoke, the shapes of the values when it runs alone."""
         try:
-            return [measure(self.module, call(), length_of) for _, call in self.invokes]
+            return [measure(self.module, call(), _shape_of) for _, call in self.invokes]
         except Exception as error:
             warn(
                 "these invokes have images, and to tell whose values are whose the model must be "

@@ -10,7 +10,7 @@ from torch.nn import Module
 from nnsight.envoy.envoy import Envoy
 from nnsight.interleave.location import Location
 from nnsight.modeling import errors
-from nnsight.modeling.points import Spot, Value
+from nnsight.modeling.points import Point, Spot, Value
 from nnsight.modeling.stacks import Stack
 
 
@@ -47,6 +47,24 @@ class Named(Envoy):
 
     def _spot(self, name: str) -> Spot:
         raise NotImplementedError
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not self._lacks_standard(name)]
+
+    def _lacks_standard(self, name: str) -> bool:
+        """Whether `name` is a standard name that this part of this family does not have.
+
+        Outside a trace its value cannot be asked for, so `hasattr` says nothing about it there.
+        """
+        found = getattr(type(self), name, None)
+        try:
+            if isinstance(found, Point):
+                self._spot(name)
+            elif isinstance(found, property) and not hasattr(Envoy, name):
+                getattr(self, name)
+        except AttributeError:
+            return True
+        return False
 
     def __setattr__(self, name: str, value: Any) -> None:
         ours = isinstance(getattr(type(self), name, None), property)

@@ -124,6 +124,7 @@ class VisionLanguageModel(LanguageModel):
             total,
             split,
             batch.varies,
+            batch.lies,
             module=self._module,
             path=self._path,
             texts=_text_parts(self._module),
