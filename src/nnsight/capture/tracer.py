@@ -10,6 +10,7 @@ the `with` statement and what is inside it, and nothing of this library.
 from __future__ import annotations
 
 import ast
+import inspect
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -108,7 +109,8 @@ def _as_it_is(outcome: Outcome) -> Outcome:
 
 
 def _to_await(outcome: Outcome) -> Outcome:
-    return _Awaitable(outcome[0]), outcome[1]
+    value, error = outcome
+    return (value if isinstance(value, _Later) else _Awaitable(value)), error
 
 
 class _Awaitable:
@@ -121,6 +123,25 @@ class _Awaitable:
         value, self._value = self._value, None
         return value
         yield
+
+
+class _Later:
+    """What an `async with` awaits whose block runs elsewhere: its names are bound then."""
+
+    def __init__(self, tracer: Tracer, skipped: bool) -> None:
+        self._tracer, self._skipped = tracer, skipped
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        tracer = self._tracer
+        pending, tracer.pending = tracer.pending, None
+        try:
+            yield from pending.__await__()
+            tracer.hand_back(outermost=True)
+        except BaseException as error:
+            raise traceback.clean(error)  # noqa: B904
+        finally:
+            tracer.release()
+        return self._skipped
 
 
 class _Entrance:
@@ -176,6 +197,8 @@ class Tracer:
         self.inner: list[Scope] = []  # scopes of blocks that this one opened in its own frame
         self.entering: tuple[FrameType, int, _Found] | None = None  # until it is entered
         self.received: dict[str, Any] | None = None  # what a run elsewhere gave, by name
+        self.awaited = False  # whether the `with` is an `async with`
+        self.pending: Any = None  # what is awaited before its names are bound
         self._undo: Undo | None = None
         self._wrapped = False
 
@@ -231,8 +254,13 @@ class Tracer:
             _chain(failure, before)
             return None, traceback.clean(failure)
         finally:
-            self.release()
-        return skipped, None
+            if self.pending is None:
+                self.release()
+        return (skipped if self.pending is None else _Later(self, skipped)), None
+
+    def _end_awaited(self, *exception: Any) -> tuple[Any, BaseException | None]:
+        self.awaited = True
+        return self._end(*exception)
 
     if TYPE_CHECKING:  # as a user sees them
 
@@ -245,7 +273,7 @@ class Tracer:
         __enter__ = _Entrance(_begin)
         __exit__ = _Entrance(_end)
         __aenter__ = _Entrance(_begin, _to_await)
-        __aexit__ = _Entrance(_end, _to_await)
+        __aexit__ = _Entrance(_end_awaited, _to_await)
 
     def _take_target(self) -> None:
         """See that the names after `as` hold what they would hold in any `with`."""
@@ -273,12 +301,15 @@ class Tracer:
 
     def _run_and_hand_back(self, outermost: bool) -> None:
         try:
-            self.backend(self)
+            pending = self.backend(self)
         except BaseException as error:
             saved = self.results(only_saved=True)
             _attach(error, {n: v for n, v in saved.items() if not isinstance(v, Tracer)})
             raise
-        self.hand_back(outermost)
+        if self.awaited and inspect.iscoroutine(pending):
+            self.pending = pending
+        else:
+            self.hand_back(outermost)
 
     def run_apart(self, scope: Scope, saves: Saves) -> dict[str, Any]:
         """Run a block whose `with` stands in another process.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from nnsight.capture.traceback import note
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
-from nnsight.remote import environment, errors, payload, results
+from nnsight.remote import asynchronous, environment, errors, payload, results
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.display import Display
@@ -64,6 +64,8 @@ class RemoteBackend:
         self.status: str | None = None  # the state that was last heard of
         self._sent: Mapping[int, Any] = {}
         self._seen = 0
+        self._abandoned = False
+        self._ended: tuple[Event, results.Result] | None = None  # how the job did
 
     @property
     def job_status(self) -> str | None:
@@ -90,6 +92,9 @@ class RemoteBackend:
         if self.job_id is not None:
             values = self.wait() if self.blocking else self.poll()
             tracer.received = values or {}
+        elif self.blocking and tracer.awaited:
+            self._submit(tracer, function)
+            return self._later(tracer)
         elif self.blocking:
             self._run(tracer, function)
         else:
@@ -134,6 +139,14 @@ class RemoteBackend:
         first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
         self.job_id, self.status = first.id, first.status
 
+    async def _later(self, tracer: Tracer) -> None:
+        """Wait for a block of `async with`, while the loop goes on."""
+        tracer.received = await asynchronous.in_thread(self.wait, self._left_alone)
+
+    def _left_alone(self) -> None:
+        """Nobody waits any more: the next heartbeat ends the waiting."""
+        self._abandoned = True
+
     @contextlib.contextmanager
     def _cancelled_by_ctrl_c(self, connection: Connection) -> Iterator[None]:
         try:
@@ -152,6 +165,8 @@ class RemoteBackend:
         Raises:
             RemoteError: the job failed, or is not known.
         """
+        if self._ended is not None:
+            return self._finish(*self._ended)
         connection = self._connection(Deadline.after(self.timeout))
         if not connection.job:
             raise errors.no_job()
@@ -173,6 +188,8 @@ class RemoteBackend:
             RemoteTimeoutError: the time is over; the job goes on.
             RemoteError: the job failed, or is not known.
         """
+        if self._ended is not None:
+            return self._finish(*self._ended)
         limit = self.timeout if timeout is None else timeout
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(limit), display.notice)
@@ -192,7 +209,13 @@ class RemoteBackend:
 
     def _follow(self, events: Iterator[Event], connection: Connection, display: Display) -> Event:
         """See a job to its end: show its states, print what it prints."""
-        connection.beat = display.tick
+
+        def beat() -> None:
+            if self._abandoned:
+                raise asynchronous.Abandoned
+            display.tick()
+
+        connection.beat = beat
         for event in events:
             self.job_id, self._seen = connection.job or None, connection.seen
             if event.status == LOG:
@@ -216,10 +239,11 @@ class RemoteBackend:
         self, last: Event, result: results.Result, tracer: Tracer | None = None
     ) -> dict[str, Any]:
         """Hand over what came back, and raise what the block raised."""
-        self._sent = {}
+        if self._ended is None:
+            give_again(result.warned)
+        self._ended, self._sent = (last, result), {}
         if tracer is not None:
             tracer.received = result.names
-        give_again(result.warned)
         if last.status == ERROR:
             failure = failure_in(last)
             error = error_of(failure, last.id or self.job_id or "")
@@ -227,6 +251,37 @@ class RemoteBackend:
             raise_through(error, failure.frames)
         assert last.status == COMPLETED
         return result.names
+
+
+class AsyncRemoteBackend(RemoteBackend):
+    """A `RemoteBackend` for code that awaits: the block is sent when it is left, and nothing waits.
+
+        with model.trace(x, backend=AsyncRemoteBackend(model)) as tracer:
+            hidden = model.layer.output.save()
+        values = await tracer.backend  # {"hidden": ...}
+
+    `async for` gives each event of the job as it comes (what the block prints among them), and the
+    values by name at last.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "blocking": False})
+
+    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        return asynchronous.in_thread(self.wait, self._left_alone).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Event | dict[str, Any]]:
+        connection = self._connection(Deadline.after(self.timeout))
+        if not connection.job:
+            raise errors.no_job()
+        last: Event | None = None
+        async for event in asynchronous.from_thread(connection.events):
+            self.job_id, self._seen, self.status = connection.job, connection.seen, event.status
+            last = event
+            yield event
+        assert last is not None
+        result = await asynchronous.in_thread(lambda: self._result(last, connection, Display()))
+        yield self._finish(last, result)
 
 
 def failure_in(event: Event) -> Failure:

@@ -18,6 +18,10 @@ class RemoteError(Exception):
         return str(self.args[0]) if self.args else ""
 
 
+RemoteException = RemoteError
+"""The older name."""
+
+
 class RemoteTimeoutError(RemoteError, TimeoutError):
     """A job did not end within the time that was given to wait for it."""
 
