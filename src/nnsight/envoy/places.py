@@ -220,7 +220,10 @@ def prepare(place: Place) -> bool:
     worker = here.worker
     if worker is None or worker.run is None or worker.tree is not place.envoy.tree:
         return False
-    place.probes(worker.run)
+    if isinstance(worker.run, Interleaver):
+        place.probes(worker.run)
+    else:  # one in another process, where the model is
+        worker.run.prepare(place)
     return True
 
 

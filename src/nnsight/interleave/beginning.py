@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import Location
@@ -10,7 +11,7 @@ from nnsight.interleave.worker import Worker
 
 
 def beginning(
-    run: Interleaver, step: int, asked: Collection[Location], worker: Worker, first: bool
+    run: Any, step: int, asked: Collection[Location], worker: Worker, first: bool
 ) -> Callable[[], bool]:
     """What tells whether `run` has begun `step`, or is over: for a loop that has `asked`.
 
@@ -20,6 +21,8 @@ def beginning(
 
     It is called again and again while the loop waits, so it looks at few places.
     """
+    if not isinstance(run, Interleaver):  # one in another process, which knows
+        return run.beginning(step, asked, worker, first)
     passage = run.passage
     if step == 0 or passage is None:
         return lambda: step == 0 or run.returned

@@ -72,6 +72,10 @@ class Writer:
         """
         return self.finished(self.value(root))
 
+    def attach(self, content: Any) -> None:
+        """Bytes that go along as the next buffer after those of the tensors."""
+        self._arrays.append(memoryview(content))
+
     def finished(self, root: Value = None) -> Document:
         """The document of what was written; nothing can be written after it."""
         self.fill()

@@ -25,15 +25,20 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What loading a model may need; they are taken away before the first job."""
 
 
-def clean_environment(empty: Path) -> dict[str, str]:
-    """The environment of a worker: nothing but what Python, torch and the hub's cache need."""
+def clean_environment(empty: Path | None) -> dict[str, str]:
+    """The environment of a worker: nothing but what Python, torch and the hub's cache need.
+
+    Args:
+        empty: its folder; None: that which this process has.
+    """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     home = os.environ.get("HF_HOME", str(cache / "huggingface"))
     kept["HF_HOME"] = home
     if "HF_HUB_CACHE" in os.environ:
         kept["HF_HUB_CACHE"] = os.environ["HF_HUB_CACHE"]
-    return {**kept, "HOME": str(empty), "TMPDIR": str(empty)}
+    home = os.getcwd() if empty is None else str(empty)
+    return {**kept, "HOME": home, "TMPDIR": home}
 
 
 def die_with_parent() -> None:

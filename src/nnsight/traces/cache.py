@@ -235,8 +235,11 @@ class Opening:
     model: Model
     layout: Layout
 
-    def begin(self, run: Interleaver, worker: Worker | None) -> None:
+    def begin(self, run: Any, worker: Worker | None) -> None:
         """See the values of `run` from now on: the rows of `worker`, or the whole batch."""
+        if not isinstance(run, Interleaver):  # one in another process, where the values are
+            run.open_cache(self, worker)
+            return
         rows = None if worker is None else worker.rows
         store, layout = self.cache._store, self.layout
         recorder = Recorder(store, self.keeping, run.batch, rows, run.away, worker)

@@ -27,6 +27,7 @@ class Scan(Trace):
         RuntimeError: the block or the model asks for the numbers of a tensor.
     """
 
+    apart = None  # it needs no weights, so it runs anywhere
     _fakes: Fakes | None = None
 
     def run_workers(

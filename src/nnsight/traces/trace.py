@@ -70,6 +70,8 @@ class Trace(Tracer):
     """
 
     path = ""
+    apart: Callable[..., Any] | None = None
+    """What `run_workers` does where the model is in another process (`server/sandbox/guest.py`)."""
     _ended = False
     result = Value(
         RESULT,
@@ -320,6 +322,8 @@ class Trace(Tracer):
         split: bool,
     ) -> Any:
         """Run the traced call on a combined input with `workers` beside it."""
+        if self.apart is not None:
+            return self.apart(workers, args, kwargs, total, split)
         model = self.model
         stored = edits.workers(self) if model._edits() else []
         if self._wants_report():

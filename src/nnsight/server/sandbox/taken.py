@@ -1,0 +1,308 @@
+"""The sandbox's side of the values: what it was given by the model, and what it did to that."""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
+
+import torch
+
+from nnsight import nested
+from nnsight.remote.tensors import tensor_of
+from nnsight.remote.values import _MAKERS, Node, Reader, Writer
+from nnsight.server.sandbox.channel import Memory
+from nnsight.server.sandbox.errors import (
+    no_gradients,
+    no_numbers,
+    only_data,
+    opaque,
+    weights_are_fixed,
+)
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN_TOO = (list, dict, tuple, set, frozenset, slice, range, type(...))
+_PLAIN_OF_TORCH = (torch.layout, torch.memory_format)
+
+
+class Opaque:
+    """An object of the model's process: it can be handed back."""
+
+    def __init__(self, kind: str) -> None:
+        self.__dict__["kind"] = kind
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise opaque(self.__dict__["kind"])
+
+    def __repr__(self) -> str:
+        return f"<a {self.__dict__['kind']} of the model's process>"
+
+
+class _FromTheModel(torch.autograd.Function):
+    """A tensor that the model computed: its gradients are not to be had here.
+
+    What was given and sent before is upstream of it, so that no gradient goes by it unseen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, content: list[torch.Tensor], *before: torch.Tensor) -> torch.Tensor:
+        return content[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise no_gradients()
+
+
+@dataclass
+class _Tensor:
+    """One tensor that was given: as long as anything lies in its memory."""
+
+    tensor: ref[torch.Tensor]
+    held: torch.Tensor | None  # while the model stays where it is, or if it lies elsewhere
+    memory: Callable[[], Memory | None]
+    lies: tuple[Node, int, int]  # what describes it, and where its storage is in the memory
+    version: int
+    sum: int
+    fixed: bool
+
+
+@dataclass
+class Taken:
+    """What this sandbox was given."""
+
+    tensors: dict[int, _Tensor] = field(default_factory=dict[int, _Tensor])
+    _numbers: dict[int, int] = field(default_factory=dict[int, int])  # by the id of a tensor
+    _objects: dict[int, tuple[int, Any]] = field(default_factory=dict[int, Any])  # by id
+    _members: dict[int, dict[Any, Any]] = field(default_factory=dict[int, dict[Any, Any]])
+    _kinds: dict[type, int] = field(default_factory=dict[type, int])
+    _before: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    _memory: Memory = field(default_factory=Memory)
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def reader(self, nodes: list[Node], buffers: Sequence[memoryview], memory: Memory) -> Reader:
+        self._memory = memory
+        own = {
+            "given": lambda rest, reader: self._given(rest[0]),
+            "new": self._new,
+            "held": lambda rest, reader: self._held(rest[0]),
+            "opaque": self._opaque,
+            "list of": self._list,
+            "dict of": self._dict,
+            "object of": self._object,
+        }
+        return Reader(nodes, buffers, _class, callable, special=own)
+
+    def sync(self, reader: Reader, changed: Any) -> None:
+        """Do in place what the model did."""
+        for handle, value in changed:
+            entry = self.tensors.get(handle)
+            tensor = None if entry is None else self._alive(handle, entry)
+            if entry is not None and tensor is not None:
+                with torch.no_grad():
+                    tensor.copy_(reader.whole(value))
+                self._mark(entry, tensor)
+
+    def moved(self) -> None:
+        """The model has gone on: nothing that is done to containers matters to it now."""
+        self._members.clear()
+        self._objects = {k: v for k, v in self._objects.items() if isinstance(v[1], Opaque)}
+        for entry in self.tensors.values():
+            if entry.memory is not _nowhere:
+                entry.held = None
+
+    def _new(self, rest: Node, reader: Reader) -> torch.Tensor:
+        handle, fixed, name, shape, requires_grad, _, _, *lies = rest
+        about = [name, shape, False, False, "cpu", *lies]
+        content = tensor_of(about, reader.buffers, None)
+        storage = content.untyped_storage()
+        start, size = storage.data_ptr() - _address(self._memory), storage.nbytes()
+        inside = 0 <= start and start + size <= len(self._memory) and size > 0
+        tensor = content
+        if requires_grad and torch.is_grad_enabled():
+            tensor = _FromTheModel.apply([content], *self._before)
+            self._before = [tensor]
+        entry = _Tensor(
+            ref(tensor),
+            tensor,
+            ref(self._memory) if inside else _nowhere,
+            (about, start, size),
+            0,
+            0,
+            fixed,
+        )
+        self._mark(entry, tensor)
+        self.tensors[handle] = entry
+        self._numbers[id(tensor)] = handle
+        return tensor
+
+    def _mark(self, entry: _Tensor, tensor: torch.Tensor) -> None:
+        entry.version = _version(tensor)
+        entry.sum = _sum(tensor)
+
+    def _given(self, handle: int) -> torch.Tensor:
+        entry = self.tensors[handle]
+        tensor = self._alive(handle, entry)
+        assert tensor is not None, "the model's side was told that it is gone"
+        entry.held = tensor
+        return tensor
+
+    def _alive(self, handle: int, entry: _Tensor) -> torch.Tensor | None:
+        """The tensor, or another one over the same memory where somebody still has that."""
+        tensor = entry.held if entry.held is not None else entry.tensor()
+        if tensor is not None:
+            return tensor
+        memory = entry.memory()
+        if memory is None:
+            return None
+        about, start, size = entry.lies
+        whole = [*about[:-3], 0, *about[-2:]]
+        tensor = tensor_of(whole, [memoryview(memory)[start : start + size]], None)
+        entry.tensor = ref(tensor)
+        self._numbers[id(tensor)] = handle
+        return tensor
+
+    def _remember(self, index: int, value: Any) -> Any:
+        self._objects[id(value)] = index, value
+        return value
+
+    def _held(self, index: int) -> Any:
+        return next(value for known, value in self._objects.values() if known == index)
+
+    def _opaque(self, rest: Node, reader: Reader) -> Any:
+        return self._remember(rest[0], Opaque(rest[1]))
+
+    def _watched(self, index: int, value: Any, reader: Reader) -> Any:
+        """A container, whose members are looked at again before the next message."""
+
+        def look() -> None:
+            self._members[index] = nested.parts(value) or {}
+
+        reader.later(lambda: reader.later(look))
+        return self._remember(index, value)
+
+    def _list(self, rest: Node, reader: Reader) -> Any:
+        index, *values = rest
+        return self._watched(index, _MAKERS["list"](values, reader), reader)
+
+    def _dict(self, rest: Node, reader: Reader) -> Any:
+        index, *pairs = rest
+        return self._watched(index, _MAKERS["dict"](pairs, reader), reader)
+
+    def _object(self, rest: Node, reader: Reader) -> Any:
+        index, kind, module, qualname, content = rest
+        self._kinds[_class(module, qualname)] = kind
+        return self._watched(index, _MAKERS["object"](content, reader), reader)
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def writer(self) -> Writer:
+        return Writer(self._special)
+
+    def changes(self, writer: Writer) -> tuple[list[Any], list[Any], list[int]]:
+        """What was done in place since the last message, to tensors and to containers, and the
+        numbers of tensors that nothing is left of.
+
+        Raises:
+            SandboxError: a weight was changed.
+        """
+        changed: list[Any] = []
+        dropped: list[int] = []
+        for handle, entry in list(self.tensors.items()):
+            tensor = entry.held if entry.held is not None else entry.tensor()
+            if tensor is None:
+                tensor = self._alive(handle, entry)
+                if tensor is None:
+                    dropped.append(handle)
+                    del self.tensors[handle]
+                    continue
+                same = _sum(tensor) == entry.sum
+            elif entry.held is None and not tensor.is_inference():
+                same = tensor._version == entry.version
+            else:  # what torch does not count: through `.data`, or NumPy
+                same = _version(tensor) == entry.version and _sum(tensor) == entry.sum
+            if not same:
+                if entry.fixed:
+                    raise weights_are_fixed("a weight")
+                self._mark(entry, tensor)
+                changed.append([handle, [len(writer.nodes)]])
+                writer.nodes.append(writer.tensors.node(tensor))
+        for key in [k for k, handle in self._numbers.items() if handle not in self.tensors]:
+            del self._numbers[key]
+        return changed, self._containers(writer), dropped
+
+    def _containers(self, writer: Writer) -> list[Any]:
+        found: list[Any] = []
+        for index, value in list(self._objects.values()):
+            before, now = self._members.get(index), nested.parts(value)
+            if before is None or now is None:
+                continue
+            if now.keys() != before.keys() or any(now[k] is not before[k] for k in now):
+                self._members[index] = now
+                found.append([index, writer.pairs(now)])
+        return found
+
+    def _special(self, value: Any, writer: Writer) -> Node | None:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, writer)
+        known = self._objects.get(id(value))
+        if known is not None and known[1] is value:
+            return ["held", known[0]]
+        kind = type(value)
+        if kind in _PLAIN or kind in _PLAIN_TOO or kind in _PLAIN_OF_TORCH:
+            return None
+        index, members = self._kinds.get(kind), nested.parts(value)
+        if index is None or members is None:
+            raise only_data(f"a `{kind.__qualname__}`")
+        return ["made", index, writer.pairs(members)]
+
+    def _tensor(self, value: torch.Tensor, writer: Writer) -> Node:
+        handle = self._numbers.get(id(value))
+        entry = None if handle is None else self.tensors.get(handle)
+        if entry is not None and (entry.held is value or entry.tensor() is value):
+            return ["given", handle]
+        if value.is_meta:
+            raise no_numbers()
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            raise only_data("a tensor that is not dense")
+        if value.requires_grad:
+            self._before.append(value)
+        return writer.tensors.node(value)
+
+
+def _nowhere() -> Memory:
+    """The memory of what lies elsewhere: it is never known to be gone."""
+    return _NOWHERE
+
+
+_NOWHERE = Memory()
+
+
+def _address(memory: Memory) -> int:
+    return torch.frombuffer(memory, dtype=torch.uint8).data_ptr() if memory else 0
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _sum(tensor: torch.Tensor) -> int:
+    """A sum over the bytes of the storage that a tensor lies in."""
+    storage = tensor.untyped_storage()
+    if not storage.nbytes():
+        return 0
+    whole = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+    return zlib.crc32(memoryview(whole.numpy()))  # type: ignore[arg-type]
+
+
+def _class(module: str, qualname: str) -> Any:
+    """What the model's process names: it is trusted here."""
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found

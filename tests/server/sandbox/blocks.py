@@ -1,0 +1,292 @@
+"""Blocks of all verbs, to run here and in a sandbox. Each gives what it saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import nnsight
+
+BLOCKS: dict[str, Callable[[Any, Any], Any]] = {}
+
+
+def block(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    BLOCKS[function.__name__] = function
+    return function
+
+
+ONE, TWO = "The cat sat on the", "The capital of France"
+
+
+@block
+def reads(model, at):
+    with model.trace(ONE, backend=at) as tracer:
+        a = model.transformer.h[1].input.save()
+        b = model.transformer.h[1].output.save()
+        c = nnsight.save(sorted(model.transformer.h[2].attn.inputs[1]))
+        logits = model.lm_head.output.save()
+        result = tracer.result.logits.save()
+    return a, b, c, logits, result
+
+
+@block
+def writes(model, at):
+    with model.trace(ONE, backend=at):
+        h = model.transformer.h[1].output
+        model.transformer.h[1].output = h * 2 if isinstance(h, torch.Tensor) else (h[0] * 2, *h[1:])
+        model.transformer.h[3].mlp.input = model.transformer.h[3].mlp.input + 1
+        logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def changes_in_place(model, at):
+    with model.trace(ONE, backend=at):
+        model.transformer.wte.output[:, 0] = 0
+        h = model.transformer.h[0].mlp.output
+        h[:, -1] += 1
+        h.mul_(0.5).save()
+        model.transformer.h[2].mlp.output.detach()[:] = 0.25
+        model.transformer.h[3].mlp.output.data[:, 1] = 7
+        logits = model.lm_head.output.save()
+    return h, logits
+
+
+@block
+def changes_through_numpy(model, at):
+    with model.trace(ONE, backend=at):
+        model.transformer.h[2].mlp.output.detach().numpy()[:] = 0.25
+        logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def same_object(model, at):
+    with model.trace(ONE, backend=at):
+        a = model.transformer.h[1].mlp.output
+        b = model.transformer.h[1].mlp.output
+        same = nnsight.save([a is b, a.data_ptr() == b.data_ptr()])
+    return same
+
+
+@block
+def skips(model, at):
+    with model.trace(ONE, backend=at):
+        model.transformer.h[1].skip(model.transformer.h[1].input)
+        model.transformer.h[2].mlp.skip(torch.zeros_like(model.transformer.h[2].mlp.input))
+        logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def stops(model, at):
+    with model.trace(ONE, backend=at) as tracer:
+        h = model.transformer.h[1].mlp.output.save()
+        tracer.stop()
+    return h
+
+
+@block
+def calls(model, at):
+    with model.trace(ONE, backend=at):
+        h = model.transformer.h[1].output
+        lens = model.lm_head(model.transformer.ln_f(h)).save()
+        norm = model.lm_head.weight.norm().save()
+        bias = model.transformer.h[0].mlp.c_fc.bias[:3].save()
+        mine = (h @ model.lm_head.weight.T).save()
+    return lens, norm, bias, mine
+
+
+@block
+def invokes(model, at):
+    with model.trace(backend=at) as tracer:
+        with tracer.invoke(ONE):
+            h = model.transformer.h[1].mlp.output
+            a = model.lm_head.output.save()
+        with tracer.invoke(TWO):
+            model.transformer.h[1].mlp.output[:, -1] = h[:, -1] * 3
+            b = model.lm_head.output.save()
+        with tracer.invoke():
+            c = model.lm_head.output.save()
+    return a, b, c
+
+
+@block
+def barriers(model, at):
+    with model.trace(backend=at) as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(ONE):
+            h = model.transformer.h[1].mlp.output[:, -1]
+            barrier()
+            a = model.lm_head.output.save()
+        with tracer.invoke(TWO):
+            barrier()
+            model.transformer.h[1].mlp.output[:, -1] = h
+            b = model.lm_head.output.save()
+    return a, b
+
+
+@block
+def generates(model, at):
+    with model.generate(ONE, max_new_tokens=4, do_sample=False, backend=at) as tracer:
+        found = [].save()
+        for step in tracer.iter[:]:
+            h = model.transformer.h[2].mlp.output
+            if step == 1:
+                h[:] = 0
+            found.append(model.lm_head.output[0, -1].argmax(-1))
+        ids = tracer.result.save()
+    return found, ids
+
+
+@block
+def generates_for_two(model, at):
+    with model.generate(max_new_tokens=3, do_sample=False, backend=at) as tracer:
+        with tracer.invoke(ONE):
+            a = [].save()
+            for _ in tracer.iter[:]:
+                a.append(model.lm_head.output[:, -1])
+        with tracer.invoke(TWO):
+            b = [].save()
+            for step in tracer.iter[1:3]:
+                model.transformer.h[0].mlp.output *= step
+                b.append(model.lm_head.output[:, -1])
+    return a, b
+
+
+@block
+def goes_on(model, at):
+    with model.generate(ONE, max_new_tokens=3, do_sample=False, backend=at):
+        a = model.lm_head.output[:, -1].save()
+        b = model.lm_head.next().output[:, -1].save()
+        c = model.lm_head.next().output[:, -1].save()
+    return a, b, c
+
+
+@block
+def samples(model, at):
+    with model.generate(ONE, max_new_tokens=4, do_sample=True, backend=at) as tracer:
+        torch.manual_seed(3)
+        noise = torch.randn(2).save()
+        model.transformer.h[0].mlp.output += torch.randn(1)
+        ids = tracer.result.save()
+    return noise, ids
+
+
+@block
+def caches(model, at):
+    with model.trace(ONE, backend=at) as tracer:
+        cache = tracer.cache([model.transformer.h[1], "*.mlp"], include_inputs=True)
+        model.transformer.h[0].mlp.output[:] = 1
+    return [(path, view.output, view.input) for path, view in cache.items()]
+
+
+@block
+def operations(model, at):
+    with model.trace(ONE, backend=at):
+        source = model.transformer.h[1].mlp.source
+        a = source.self_act_0.output.save()
+        source.self_c_proj_0.output = source.self_c_proj_0.output * 0
+        b = model.lm_head.output.save()
+    return a, b
+
+
+@block
+def sessions(model, at):
+    with model.session(backend=at):
+        with model.trace(ONE):
+            h = model.transformer.h[1].mlp.output
+        total = h.sum()
+        with model.trace(TWO):
+            model.transformer.h[1].mlp.output[:, 0] = h[:, 0]
+            logits = model.lm_head.output.save()
+        lens = model.lm_head(h).save()
+        total = total.save()
+    return logits, lens, total
+
+
+@block
+def edits(model, at):
+    with model.edit() as edited:
+        edited.transformer.h[1].mlp.output[:] = 0
+    with edited.trace(ONE, backend=at):
+        h = edited.transformer.h[1].mlp.output.save()
+        logits = edited.lm_head.output.save()
+    return h, logits
+
+
+@block
+def scans(model, at):
+    with model.scan(ONE, backend=at):
+        width = model.transformer.h[1].mlp.output.shape[-1]
+    return width
+
+
+@block
+def results_are_replaced(model, at):
+    with model.trace(ONE, backend=at) as tracer:
+        out = model.output
+        out.logits[:, -1] = 0
+        out["logits"] = out.logits + 1
+        model.output = out
+        logits = tracer.result.logits.save()
+    return logits
+
+
+@block
+def inputs_are_replaced(model, at):
+    with model.trace(ONE, backend=at):
+        args, kwargs = model.transformer.h[1].inputs
+        model.transformer.h[1].inputs = (args[0] * 2, *args[1:]), kwargs
+        logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def without_gradients(model, at):
+    with torch.no_grad(), model.trace(ONE, backend=at):
+        h = model.transformer.h[1].mlp.output
+        needs = h.requires_grad
+        logits = model.lm_head.output.save()
+        flag = nnsight.save([needs, logits.requires_grad])
+    return logits, flag
+
+
+@block
+def rows_replaced(model, at):
+    with model.trace([ONE, TWO], backend=at):
+        h = model.transformer.h[1].mlp.output
+        model.transformer.h[1].mlp.output = h.flip(0)
+        logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def many_invokes_write(model, at):
+    with model.trace(backend=at) as tracer:
+        for scale in (0.5, 1.0, 2.0):
+            with tracer.invoke(ONE):
+                model.transformer.h[1].mlp.output = model.transformer.h[1].mlp.output * scale
+        with tracer.invoke():
+            logits = model.lm_head.output.save()
+    return logits
+
+
+@block
+def functions(model, at):
+    def lens(layer):
+        return model.lm_head(model.transformer.ln_f(model.transformer.h[layer].output))
+
+    with model.trace(ONE, backend=at):
+        found = [lens(layer).argmax(-1) for layer in range(3)].save()
+    return found
+
+
+@block
+def out_of_one_order(model, at):
+    with model.trace(ONE, backend=at):
+        late = model.transformer.h[3].mlp.output.save()
+        early = model.transformer.h[1].mlp.output.save()
+    return late, early
