@@ -167,6 +167,46 @@ def test_what_torch_does_not_note_is_seen_in_the_bytes(module: Any, change: Any)
     assert weights.changed() == [] and len(weights.compare()) == 1
 
 
+def test_values_that_change_places_are_seen():
+    module = torch.nn.Linear(64, 64)
+    weights = Weights(module)
+    weight = module.weight.data
+    for one, other in (((0, 0), (0, 2)), ((0, 0), (32, 0)), ((3, 5), (40, 8))):
+        weight[one], weight[other] = weight[other].clone(), weight[one].clone()
+        assert weights.compare() == ["weight"]
+        weight[one], weight[other] = weight[other].clone(), weight[one].clone()
+        assert weights.compare() == []
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.complex64]
+)
+def test_weights_of_any_type_are_compared(dtype: torch.dtype):
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.ones(5, 700).to(dtype), requires_grad=False)
+    module.scalar = torch.nn.Parameter(torch.tensor(1).to(dtype), requires_grad=False)
+    module.empty = torch.nn.Parameter(torch.ones(0, 3).to(dtype), requires_grad=False)
+    weights = Weights(module)
+    module.weight.data[4, 699] = 0
+    module.scalar.data.zero_()
+    assert weights.compare() == ["scalar", "weight"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_quantised_weights_are_compared():
+    quantization = pytest.importorskip("torchao.quantization")
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
+    weights = Weights(module)
+    assert weights.compare() == []
+    inner = module[0].weight.__tensor_flatten__()[0][0]  # type: ignore[operator] # torchao's own
+    part = getattr(module[0].weight, inner)
+    while hasattr(part, "__tensor_flatten__"):
+        part = getattr(part, part.__tensor_flatten__()[0][0])
+    part.data[3] = 0
+    assert len(weights.compare()) == 1
+
+
 def test_the_process_is_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     import os
     import threading

@@ -8,6 +8,7 @@ which loads the model again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Weights:
         for path, module in self._module.named_modules():
             hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
             seen[path or "the model"] = (id(module), hooks, "forward" in vars(module))
-        for name, tensor in self._module.named_parameters():
+        for name, tensor in _tensors(self._module):
             place = (id(tensor), _changes(tensor), tensor.data_ptr())
             seen[name] = (*place, tensor.shape, tensor.stride(), tensor.dtype)
         return seen
@@ -98,17 +99,42 @@ def _changes(tensor: torch.Tensor) -> int:
 def _sums(module: torch.nn.Module) -> dict[str, object]:
     return {
         name: _sum(tensor.detach())
-        for name, tensor in module.named_parameters()
+        for name, tensor in _tensors(module)
         if tensor.device.type != "meta"
     }
 
 
-def _sum(tensor: torch.Tensor) -> tuple[int, int]:
-    """Two sums over the bytes as integers: of all, and of every other one."""
-    flat = tensor.contiguous().view(-1)
-    wide = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    size = flat.element_size()
-    if size not in wide:  # complex128
-        flat, size = torch.view_as_real(flat).view(-1), 8
-    whole = flat.view(wide[size])
-    return int(whole.sum(dtype=torch.int64)), int(whole[::2].sum(dtype=torch.int64))
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of bytes that the parameters are, or are made of (quantised ones)."""
+    for name, parameter in module.named_parameters():
+        yield from _parts(name, parameter)
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{inner}", getattr(tensor, inner))
+
+
+def _sum(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Sums over the bytes that say where each of them is; they are read as fast as memory is.
+
+    The bytes are seen as a table of whole numbers: its sums by column and by row are weighted by
+    the column and the row.
+    """
+    if tensor.dtype.is_complex:
+        tensor = torch.view_as_real(tensor)
+    bytes = tensor.contiguous().view(-1).view(torch.uint8)
+    if bytes.storage_offset() % 8:
+        bytes = bytes.clone()
+    whole = len(bytes) // _ROW * _ROW
+    table, rest = bytes[:whole].view(torch.int64).view(-1, _ROW // 8), bytes[whole:].long()
+    return tuple(
+        int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
+        for sums in (table.sum(0), table.sum(1), rest)
+    )
+
+
+_ROW = 8192  # bytes
