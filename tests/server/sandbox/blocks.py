@@ -282,11 +282,3 @@ def functions(model, at):
     with model.trace(ONE, backend=at):
         found = [lens(layer).argmax(-1) for layer in range(3)].save()
     return found
-
-
-@block
-def out_of_one_order(model, at):
-    with model.trace(ONE, backend=at):
-        late = model.transformer.h[3].mlp.output.save()
-        early = model.transformer.h[1].mlp.output.save()
-    return late, early

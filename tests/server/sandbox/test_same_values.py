@@ -36,3 +36,12 @@ def test_a_block_gives_what_it_gives_beside_the_model(sandbox: Sandbox, name: st
     torch.manual_seed(0)
     there = BLOCKS[name](sandbox.model, sandbox)
     assert same(here, there), (here, there)
+
+
+def test_lines_in_another_order_than_the_model_s_are_refused(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with pytest.raises(ValueError, match="already ran past it"):
+        with model.trace("The cat", backend=sandbox):
+            late = model.transformer.h[3].mlp.output.save()
+            early = model.transformer.h[1].mlp.output.save()
+    assert "late" not in locals() and "early" not in locals()
