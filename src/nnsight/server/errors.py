@@ -288,7 +288,7 @@ def prints_full(limits: Limits) -> str:
 
 def left_otherwise(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"[the block left {shown} changed; the model is loaded again before the next job]"
+    return f"[after the block this is not as it was: {shown}; the model is loaded again]"
 
 
 def size(bytes: int) -> str:

@@ -56,8 +56,13 @@ class Surroundings:
         return [
             f"the thread {thread.name}"
             for thread in threading.enumerate()
-            if thread.ident not in self._threads and not thread.name.startswith(_OURS)
+            if thread.ident not in self._threads and not _is_known(thread)
         ]
+
+
+def _is_known(thread: threading.Thread) -> bool:
+    """Ours, or that with which tqdm looks after its bars."""
+    return thread.name.startswith(_OURS) or type(thread).__module__.startswith("tqdm.")
 
 
 def _children() -> set[str]:
