@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import threading
 import time
@@ -105,3 +107,36 @@ def test_a_sender_that_stops_sending(serve: Serve):
         line.sendall(whole[:-100])
         assert b" 408 " in line.recv(4000)
     assert not list((server.data / "requests").iterdir())
+
+
+def test_what_is_no_request_does_not_stop_the_server(shared: Server):
+    dice = random.Random(0)
+    code = b"result = b'1'"
+    whole = request_bytes(shared, code, "garbage")
+    pieces = [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+        whole.replace(b"Content-Length: 13", b"Content-Length: -1"),
+        whole.replace(b"Content-Length: 13", b"Content-Length: 9" + b"9" * 30),
+        whole.replace(b"Content-Length: 13", b"Transfer-Encoding: chunked"),
+        whole.replace(b"Content-Length: 13", b"Content-Length: 13\r\nContent-Length: 5"),
+        whole.replace(b"localhost", b"\xff\xfe\x00"),
+        b"\x16\x03\x01" + dice.randbytes(200),
+    ]
+    for _ in range(100):
+        spot = dice.randrange(len(whole))
+        pieces.append(whole[:spot] + dice.randbytes(3) + whole[spot + dice.randrange(4) :])
+    for piece in pieces:
+        with connected(shared) as line, contextlib.suppress(OSError):
+            line.sendall(piece)
+            line.shutdown(socket.SHUT_WR)
+            line.settimeout(5)
+            line.recv(1000)
+    the_next_job_runs(shared)
+
+
+def test_paths_and_names_that_lead_elsewhere(shared: Server):
+    for path in ("/result/../server.db", "/result/%2e%2e%2fsecret", "/events/x'--", "/job/%00"):
+        assert shared.get(path).status_code in (404, 405)
+    named = '{"repo_id": "../../etc"}'
+    key = f"nnsight.modeling.transformers.TransformersModel:{named}"
+    assert shared.post("result = b'1'", nnsight_model_key=key).status_code == 404
