@@ -52,15 +52,18 @@ class Writer:
 
     Args:
         special: knows what is written in another way than its kind is; asked before all else.
+        eager: whether `value` writes what a value holds as well; nothing may be nested deep then.
     """
 
     special: Special = lambda value, writer: None
+    eager: bool = False
     nodes: list[Node] = field(default_factory=list[Node])
     written: dict[int, Any] = field(default_factory=dict[int, Any])  # the object of each node
     memory: MemoryWriter = field(default_factory=MemoryWriter)
     _known: dict[int, int] = field(default_factory=dict[int, int])
     _to_fill: deque[int] = field(default_factory=deque[int])
     _at: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    _attached: list[memoryview] = field(default_factory=list[memoryview])
     _attributes: set[int] = field(default_factory=set[int])  # nodes of dicts of attributes
     _current: int = -1  # the node that is being filled
 
@@ -74,19 +77,22 @@ class Writer:
 
     def attach(self, content: Any) -> None:
         """Bytes that go along as the next buffer after those of the tensors."""
-        self._arrays.append(memoryview(content))
+        self._attached.append(memoryview(content))
 
     def finished(self, root: Value = None) -> Document:
         """The document of what was written; nothing can be written after it."""
         self.fill()
-        return Document(self.nodes, root, self.memory.buffers())
+        return Document(self.nodes, root, [*self.memory.buffers(), *self._attached])
 
     def fill(self) -> None:
         """Write what the values hold that were written."""
         while self._to_fill:
-            self._current = index = self._to_fill.popleft()
-            self.nodes[index] = self._node(self.written[index])
-        self._current = -1
+            self._fill(self._to_fill.popleft())
+
+    def _fill(self, index: int) -> None:
+        before, self._current = self._current, index
+        self.nodes[index] = self._node(self.written[index])
+        self._current = before
 
     def value(self, value: Any, at: str = "") -> Value:
         """A value, as it stands in a node.
@@ -107,7 +113,10 @@ class Writer:
             index = self.reserve(at, [])
             self._known[id(value)] = index
             self.written[index] = value  # held, or its id could be taken over
-            self._to_fill.append(index)
+            if self.eager:
+                self._fill(index)
+            else:
+                self._to_fill.append(index)
         return [index]
 
     def reserve(self, at: str, node: Node) -> int:

@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 import torch
 
 from nnsight import nested
-from nnsight.remote.tensors import dtype_of, tensor_of
-from nnsight.remote.values import Node, Reader, Writer
+from nnsight.remote.reading import Reader
+from nnsight.remote.tensors import MemoryReader, dtype_of, tensor_of
+from nnsight.remote.values import Node, Writer
 from nnsight.server.sandbox.errors import Broken, weights_are_fixed
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _PLAIN_TOO = (tuple, set, frozenset, slice, range, type(...), torch.layout, torch.memory_format)
-_REFUSED = ("name", "method", "object", "cell", "coo", "array", "dtype of numpy", "bytearray")
+_REFUSED = (
+    *("name", "method", "object", "cell", "coo", "array", "dtype of numpy", "bytearray", "proxy"),
+    *("tensor of a class", "array of objects"),
+)
 _DTYPES = frozenset(
     (
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool),
@@ -69,7 +73,7 @@ class Given:
     # --- out --------------------------------------------------------------------------------------
 
     def writer(self) -> Writer:
-        return Writer(self._special)
+        return Writer(self._special, eager=True)
 
     def sync(self, writer: Writer) -> list[Any]:
         """What has changed in place, of the tensors that were given."""
@@ -77,8 +81,8 @@ class Given:
         for handle, entry in self.tensors.items():
             if _version(entry.value) != entry.version:
                 entry.version = _version(entry.value)
-                changed.append([handle, [len(writer.nodes)]])
-                writer.nodes.append(writer.tensors.node(entry.value))
+                node = writer.memory.tensor(entry.value)
+                changed.append([handle, [writer.reserve("", node)]])
         return changed
 
     def forget_containers(self) -> None:
@@ -97,7 +101,7 @@ class Given:
         handle = self._next()
         self._known[id(value)] = handle
         self.tensors[handle] = _Tensor(value, _version(value), fixed)
-        node = writer.tensors.node(value)
+        node = writer.memory.tensor(value)
         node[:1] = ["new", handle, bool(fixed)]
         return node
 
@@ -128,7 +132,7 @@ class Given:
         if kind is list:
             return ["list of", index, *writer.values(value)]
         if kind is dict:
-            return ["dict of", index, *writer.pairs(value)]
+            return ["dict of", index, *writer.pairs(value.items())]
         self._reducing += 1
         try:
             node = writer.reduced(value)
@@ -154,7 +158,7 @@ class Given:
             "made": self._made,
             "tensor": self._tensor,
         }
-        return Reader(nodes, buffers, special={**refused, **own})
+        return Reader(nodes, MemoryReader(buffers), special={**refused, **own})
 
     def take(self, reader: Reader, changes: Any, containers: Any, dropped: Any) -> None:
         """Do what the sandbox did in place, and let go of what it let go of.
@@ -226,7 +230,7 @@ class Given:
         if math.prod(shape) * dtype.itemsize > self.largest:  # it may be spread by its strides
             raise Broken("a tensor that is too large")
         whole = "uint8" if dtype is torch.bool else name  # bytes that are neither
-        found = tensor_of([whole, shape, False, False, "cpu", *lies], reader.buffers, None)
+        found = tensor_of([whole, shape, False, False, "cpu", *lies], reader.memory, None)
         if dtype is torch.bool:
             found = found != 0
         if self.device is not None and self.device.type != "cpu":

@@ -25,7 +25,7 @@ from nnsight.interleave.request import GATE, READ, WAIT, WRITE, Request, here
 from nnsight.interleave.rows import Rows
 from nnsight.interleave.worker import Worker
 from nnsight.remote.errors import PayloadError, RemoteError
-from nnsight.remote.values import Reader
+from nnsight.remote.reading import Reader
 from nnsight.server.sandbox.channel import Channel
 from nnsight.server.sandbox.errors import (
     Broken,

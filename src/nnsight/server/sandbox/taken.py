@@ -12,8 +12,10 @@ from weakref import ref
 import torch
 
 from nnsight import nested
-from nnsight.remote.tensors import tensor_of
-from nnsight.remote.values import _MAKERS, Node, Reader, Writer
+from nnsight.remote.code_values import may_be_called
+from nnsight.remote.reading import _MAKERS, Reader
+from nnsight.remote.tensors import MemoryReader, tensor_of
+from nnsight.remote.values import Node, Writer
 from nnsight.server.sandbox.channel import Memory
 from nnsight.server.sandbox.errors import (
     no_gradients,
@@ -96,7 +98,7 @@ class Taken:
             "dict of": self._dict,
             "object of": self._object,
         }
-        return Reader(nodes, buffers, _class, callable, special=own)
+        return Reader(nodes, MemoryReader(buffers), _class, may_be_called, special=own)
 
     def sync(self, reader: Reader, changed: Any) -> None:
         """Do in place what the model did."""
@@ -119,7 +121,7 @@ class Taken:
     def _new(self, rest: Node, reader: Reader) -> torch.Tensor:
         handle, fixed, name, shape, requires_grad, _, _, *lies = rest
         about = [name, shape, False, False, "cpu", *lies]
-        content = tensor_of(about, reader.buffers, None)
+        content = tensor_of(about, reader.memory, None)
         storage = content.untyped_storage()
         start, size = storage.data_ptr() - _address(self._memory), storage.nbytes()
         inside = 0 <= start and start + size <= len(self._memory) and size > 0
@@ -162,7 +164,7 @@ class Taken:
             return None
         about, start, size = entry.lies
         whole = [*about[:-3], 0, *about[-2:]]
-        tensor = tensor_of(whole, [memoryview(memory)[start : start + size]], None)
+        tensor = tensor_of(whole, MemoryReader([memoryview(memory)[start : start + size]]), None)
         entry.tensor = ref(tensor)
         self._numbers[id(tensor)] = handle
         return tensor
@@ -202,7 +204,7 @@ class Taken:
     # --- out --------------------------------------------------------------------------------------
 
     def writer(self) -> Writer:
-        return Writer(self._special)
+        return Writer(self._special, eager=True)
 
     def changes(self, writer: Writer) -> tuple[list[Any], list[Any], list[int]]:
         """What was done in place since the last message, to tensors and to containers, and the
@@ -230,8 +232,8 @@ class Taken:
                 if entry.fixed:
                     raise weights_are_fixed("a weight")
                 self._mark(entry, tensor)
-                changed.append([handle, [len(writer.nodes)]])
-                writer.nodes.append(writer.tensors.node(tensor))
+                node = writer.memory.tensor(tensor)
+                changed.append([handle, [writer.reserve("", node)]])
         for key in [k for k, handle in self._numbers.items() if handle not in self.tensors]:
             del self._numbers[key]
         return changed, self._containers(writer), dropped
@@ -244,7 +246,7 @@ class Taken:
                 continue
             if now.keys() != before.keys() or any(now[k] is not before[k] for k in now):
                 self._members[index] = now
-                found.append([index, writer.pairs(now)])
+                found.append([index, writer.pairs(now.items())])
         return found
 
     def _special(self, value: Any, writer: Writer) -> Node | None:
@@ -259,7 +261,7 @@ class Taken:
         index, members = self._kinds.get(kind), nested.parts(value)
         if index is None or members is None:
             raise only_data(f"a `{kind.__qualname__}`")
-        return ["made", index, writer.pairs(members)]
+        return ["made", index, writer.pairs(members.items())]
 
     def _tensor(self, value: torch.Tensor, writer: Writer) -> Node:
         handle = self._numbers.get(id(value))
@@ -272,7 +274,7 @@ class Taken:
             raise only_data("a tensor that is not dense")
         if value.requires_grad:
             self._before.append(value)
-        return writer.tensors.node(value)
+        return writer.memory.tensor(value)
 
 
 def _nowhere() -> Memory:
