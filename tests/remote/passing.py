@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnsight.remote import data_only, wire
-from nnsight.remote.code_values import CodeReader, CodeWriter, objects
+from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
 from nnsight.remote.environment import is_local
 from nnsight.remote.own_modules import own_modules
 from nnsight.remote.reading import Reader
@@ -31,7 +31,7 @@ def read(content: Any) -> Any:
         pass
 
     with own_modules(modules, show):
-        reader = Reader(nodes, MemoryReader(message.buffers), objects, callable)
+        reader = Reader(nodes, MemoryReader(message.buffers), objects, may_be_called)
         reader.special = CodeReader(show).makers()
         return reader.read(root)
 
@@ -41,7 +41,7 @@ def read_data(content: Any) -> Any:
     message = wire.unpack(content)
     root, nodes, *_ = message.document
     memory = MemoryReader(message.buffers)
-    return Reader(nodes, memory, data_only.objects, data_only.allowed).read(root)
+    return Reader(nodes, memory, data_only.objects, data_only.may_be_called).read(root)
 
 
 def passed(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from nnsight.remote import pipe, wire
-from nnsight.remote.code_values import CodeReader, objects
+from nnsight.remote.code_values import CodeReader, may_be_called, objects
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.perform import Outcome, failure_of, perform
 from nnsight.remote.reading import Reader
@@ -39,7 +39,7 @@ def _opened(content: bytearray) -> Any:
     """The model that the sender has, with its weights."""
     message = wire.unpack(content)
     root, nodes = message.document
-    reader = Reader(nodes, MemoryReader(message.buffers), objects, callable)
+    reader = Reader(nodes, MemoryReader(message.buffers), objects, may_be_called)
     reader.special = CodeReader(lambda filename, lineno, text: None).makers()
     opening = reader.read(root)
     module, name = opening["class"]

@@ -23,7 +23,7 @@ from nnsight.capture.scope import Scope
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import wire
-from nnsight.remote.code_values import CodeReader, CodeWriter, objects
+from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
 from nnsight.remote.errors import damaged, not_a_trace
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
@@ -202,7 +202,7 @@ def _read(
 ) -> Arrived:
     parts, code = ModelReader(model, show), CodeReader(show)
     device = getattr(model, "device", None)
-    reader = Reader(nodes, MemoryReader(buffers), objects, callable, {}, device)
+    reader = Reader(nodes, MemoryReader(buffers), objects, may_be_called, {}, device)
     reader.special = {**parts.makers(), **code.makers()}
     parts.model = model._with_remote_settings(reader.read(root["settings"]))
     cls = _KINDS[root["kind"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,9 @@ from nnsight.remote.values import Node, Value
 Objects = Callable[[str, str], Any]
 Make = Callable[[Node, "Reader"], Any]
 Fill = Callable[[], None]
+
+
+_ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 def _no_objects(module: str, qualname: str) -> Any:
@@ -40,7 +42,7 @@ class Reader:
     nodes: list[Node]
     memory: MemoryReader = field(default_factory=MemoryReader)
     objects: Objects = _no_objects
-    callables: Callable[[Any], bool] = lambda function: False
+    callables: Callable[[Any, list[Any]], bool] = lambda function, given: False
     special: dict[str, Make] = field(default_factory=dict[str, Make])
     device: Any = None
     made: dict[int, Any] = field(default_factory=dict[int, Any])  # the object of each node
@@ -63,7 +65,8 @@ class Reader:
         except RecursionError:
             raise damaged("it is nested too deep") from None
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise damaged(f"it does not fit together ({error})") from error
+            why = str(error).partition("\n")[0][:120]
+            raise damaged(f"it does not fit together ({why})") from error
 
     def whole(self, value: Value) -> Any:
         """A value, with all that it holds."""
@@ -83,6 +86,8 @@ class Reader:
     def value(self, value: Value) -> Any:
         """A value; a container in it may have to be filled yet."""
         if type(value) is not list:
+            if type(value) not in _ATOMS:
+                raise damaged("it has a value of no kind")
             return value
         (index,) = value
         if type(index) is not int or not 0 <= index < len(self.nodes):
@@ -196,9 +201,8 @@ def _object(rest: Node, reader: Reader) -> Any:
     function, args, state, items, pairs = rest
     call = reader.value(function)
     given = [reader.whole(arg) for arg in args]
-    new: Any = copyreg.__newobj__  # type: ignore[attr-defined]
-    if not reader.callables(given[0] if call is new and given else call):
-        raise damaged(f"it calls `{getattr(call, '__qualname__', call)}`, and holds data only")
+    if not reader.callables(call, given):
+        raise damaged(f"it calls `{getattr(call, '__qualname__', '?')}`, and holds data only")
     found = call(*given)
 
     def fill() -> None:
@@ -243,7 +247,7 @@ def _array_of_objects(rest: Node, reader: Reader) -> Any:
 
 def _tensor_of_a_class(rest: Node, reader: Reader) -> Any:
     cls, plain, requires_grad = map(reader.whole, rest)
-    if not reader.callables(cls):
+    if not reader.callables(cls, [plain]):
         raise damaged("it has a tensor of a class, and holds data only")
     return plain.as_subclass(cls).requires_grad_(requires_grad)
 
@@ -263,11 +267,26 @@ def _named(rest: Node, reader: Reader) -> Any:
     return reader.objects(module, qualname)
 
 
-def _of_torch(rest: Node, reader: Reader) -> Any:
-    found = getattr(torch, rest[0])
-    if not isinstance(found, (torch.layout, torch.memory_format)):
-        raise damaged(f"it names torch.{rest[0]}, and holds data only")
-    return found
+_OF_TORCH = {
+    str(value).removeprefix("torch."): value
+    for value in vars(torch).values()
+    if isinstance(value, (torch.layout, torch.memory_format))
+}
+
+
+def _bytes(rest: Node, reader: Reader) -> bytes:
+    (content,) = rest
+    if not isinstance(content, bytes):  # of a number this would be as many zeros
+        raise damaged("it has bytes that are none")
+    return content
+
+
+def _device(rest: Node, reader: Reader) -> torch.device:
+    kind, index = rest
+    try:
+        return torch.device(kind) if index is None else torch.device(kind, index)
+    except RuntimeError as error:
+        raise damaged(f"it names a device that there is not, {str(kind)[:40]!r}") from error
 
 
 _MAKERS: dict[str, Make] = {
@@ -279,8 +298,8 @@ _MAKERS: dict[str, Make] = {
     "int": lambda rest, reader: int(rest[0], 16),
     "text": lambda rest, reader: rest[0].decode("utf-8", "surrogatepass"),
     "complex": lambda rest, reader: complex(*rest),
-    "bytes": lambda rest, reader: bytes(rest[0]),
-    "bytearray": lambda rest, reader: bytearray(rest[0]),
+    "bytes": _bytes,
+    "bytearray": lambda rest, reader: bytearray(_bytes(rest, reader)),
     "tuple": lambda rest, reader: tuple(map(reader.value, rest)),
     "frozenset": lambda rest, reader: frozenset(map(reader.whole, rest)),
     "proxy": lambda rest, reader: MappingProxyType(reader.value(rest[0])),
@@ -289,9 +308,9 @@ _MAKERS: dict[str, Make] = {
     "ellipsis": lambda rest, reader: ...,
     "not implemented": lambda rest, reader: NotImplemented,
     "dtype": lambda rest, reader: dtype_of(rest[0]),
-    "device": lambda rest, reader: torch.device(*(r for r in rest if r is not None)),
+    "device": _device,
     "size": lambda rest, reader: torch.Size(rest),
-    "of torch": _of_torch,
+    "of torch": lambda rest, reader: _OF_TORCH[rest[0]],
     "tensor": lambda rest, reader: tensor_of(rest, reader.memory, reader.device),
     "tensor of a class": _tensor_of_a_class,
     "coo": lambda rest, reader: _coo(*map(reader.whole, rest)),

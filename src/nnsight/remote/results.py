@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copyreg
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import msgspec
 import torch
 
 from nnsight.remote import data_only, wire
-from nnsight.remote.errors import damaged
+from nnsight.remote.environment import is_local
+from nnsight.remote.errors import PayloadError, damaged
 from nnsight.remote.messages import Warned
 from nnsight.remote.model import Remotable
 from nnsight.remote.parts import ModelWriter
@@ -37,9 +42,9 @@ class _ResultWriter:
             if data_only.allowed(value) or value is object:
                 return ["name", value.__module__, value.__qualname__]
             raise writer.refused(value, "classes of this side mean nothing on yours")
-        if callable(value) and not isinstance(value, torch.nn.Module):
-            if data_only.allowed(value):
-                return ["name", value.__module__, value.__qualname__]
+        if value is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return ["name", "copyreg", "__newobj__"]
+        if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType)):
             raise writer.refused(value, "it is code, and only values come back")
         plain = kind.__module__ in ("builtins", "torch", "numpy")
         if not plain and not isinstance(value, torch.Tensor) and id(kind) not in self.sent:
@@ -110,36 +115,59 @@ def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Res
         PayloadError: the message is damaged, or holds what is no data.
     """
     message = wire.unpack(content)
-    document = message.document
-    if not isinstance(document, list) or len(document) != 2 or "names" not in document[0]:
-        raise damaged("it holds no values")
-    root, nodes = document
-    own = {id(value) for value in sent.values() if isinstance(value, type)}
+    root, nodes = _parts_of(message.document)
+    own = {id(v) for v in sent.values() if isinstance(v, type) and not _is_installed(v)}
 
-    def may_be_made(function: Any) -> bool:
-        return data_only.allowed(function) or id(function) in own
+    def may_be_called(function: Any, given: list[Any]) -> bool:
+        return data_only.may_be_called(function, given, own)
 
-    reader = Reader(nodes, MemoryReader(message.buffers), data_only.objects, may_be_made)
+    reader = Reader(nodes, MemoryReader(message.buffers), data_only.objects, may_be_called)
     reader.special = {
         "sent": lambda rest, reader: _sent(rest, reader, sent),
         "envoy": lambda rest, reader: model._at(rest[1]),
     }
-    names = {name: reader.read(value) for name, value in root["names"].items()}
-    for value in root["changed"]:  # what was sent, and saved there without a name of its own
-        reader.read(value)
-    warned = [Warned(*entry) for entry in root["warned"]]
-    return Result(names, warned)
+    try:
+        names = {name: reader.read(value) for name, value in root["names"].items()}
+        for value in root["changed"]:  # what was sent, and saved there without a name of its own
+            reader.read(value)
+        return Result(names, msgspec.convert(root["warned"], list[Warned]))
+    except PayloadError:
+        raise
+    except Exception as error:  # of a class that was made from what it cannot be made from
+        raise damaged(f"it does not fit together ({type(error).__name__})") from error
+
+
+def _parts_of(document: Any) -> tuple[dict[str, Any], list[Node]]:
+    """The root and the nodes of a document."""
+    if isinstance(document, list) and len(document) == 2:
+        root, nodes = document
+        if isinstance(root, dict) and isinstance(nodes, list):
+            kinds = {"names": dict, "changed": list, "warned": list}
+            if all(isinstance(root.get(name), kind) for name, kind in kinds.items()):
+                return root, nodes
+    raise damaged("it holds no values")
+
+
+def _is_installed(cls: type) -> bool:
+    """Whether a class travelled as a name, and not as the user's own."""
+    module = sys.modules.get(cls.__module__)
+    return module is not None and not is_local(module)
 
 
 def _sent(rest: Node, reader: Reader, sent: Mapping[int, Any]) -> Any:
     index, *state = rest
-    if index not in sent:
+    if type(index) is not int or index not in sent:
         raise damaged("it refers to what was not sent")
     found = sent[index]
     if state:
         kind, *content = state
+        if not isinstance(found, _CHANGED.get(kind, ())):
+            raise damaged("it changes what was sent as something else")
         reader.later(lambda: _change(found, kind, content, reader))
     return found
+
+
+_CHANGED = {"list": list, "set": set, "dict": dict, "tensor": torch.Tensor}
 
 
 def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:

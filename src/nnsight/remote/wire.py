@@ -101,12 +101,15 @@ def unpack(content: Any, largest: int = _LARGEST) -> Message:
         raise damaged("it does not begin as a message of nnsight does")
     end = 8 + int.from_bytes(view[4:8], "little")
     head = _decoded(view[8:end], _Head)
-    if sum(part.raw for part in (head.document, *head.buffers)) > largest:
+    parts = (head.document, *head.buffers)
+    if any(part.raw < 0 or part.stored < 0 for part in parts):
+        raise damaged("its lengths contradict each other")
+    if sum(part.raw for part in parts) > largest:
         raise too_large(largest)
     at = end + _padding(end)
     found: list[memoryview] = []
-    for part in (head.document, *head.buffers):
-        if part.stored < 0 or at + part.stored > view.nbytes:
+    for part in parts:
+        if at + part.stored > view.nbytes:
             raise damaged("it is cut off")
         found.append(_content(view[at : at + part.stored], part))
         at += part.stored + _padding(part.stored)
@@ -119,16 +122,17 @@ def _content(stored: memoryview, part: _Part) -> memoryview:
             raise damaged("its lengths contradict each other")
         return stored
     try:
-        unfolded = (
-            zstandard.ZstdDecompressor().decompressobj().decompress(stored)
-            if (_declared(stored) == part.raw)
-            else b""
-        )
+        if _declared(stored) != part.raw:
+            raise damaged("its lengths contradict each other")
+        unfolded = bytearray(part.raw)
+        source, at = zstandard.ZstdDecompressor().stream_reader(stored), 0
+        while count := source.readinto(memoryview(unfolded)[at:]):
+            at += count
     except zstandard.ZstdError as error:
         raise damaged("a part of it does not unpack") from error
-    if len(unfolded) != part.raw:
+    if at != part.raw:
         raise damaged("its lengths contradict each other")
-    return memoryview(bytearray(unfolded))
+    return memoryview(unfolded)
 
 
 def _declared(stored: memoryview) -> int:
