@@ -338,7 +338,7 @@ class Tracer:
     def results(self, only_saved: bool) -> dict[str, Any]:
         """The names that return to the caller: in an inner block all, otherwise the saved ones."""
         if self.received is not None:  # what ran elsewhere binds no name but those of the block
-            known = set() if self.scope is None else self.scope.block.names.mentioned
+            known = set[str]() if self.scope is None else self.scope.block.names.mentioned
             return {n: v for n, v in self.received.items() if n in known}
         saves, values = saving.saves.get(), dict[str, Any]()
         scopes = [scope for scope in (self.scope, *self.inner) if scope is not None]
