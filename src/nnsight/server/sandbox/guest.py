@@ -25,7 +25,7 @@ from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import WAIT, Request
 from nnsight.interleave.worker import Worker
-from nnsight.remote.perform import Outcome, failure_of, perform
+from nnsight.remote.perform import Ours, Outcome, failure_of, perform
 from nnsight.remote.values import Writer
 from nnsight.server.sandbox.channel import Channel, Memory
 from nnsight.server.sandbox.errors import (
@@ -77,7 +77,7 @@ class Guest:
             return guest.trace(trace, *given)
 
         Trace.apart = apart
-        outcome = perform(body, self.model, self._say, compress=False)
+        outcome = perform(body, self.model, self._say, Ours(compress=False))
         if outcome.failure is None:
             try:
                 self.skeleton.refuse_changed()
