@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from nnsight.remote.messages import COMPLETED, ENDS, ERROR, LOG, QUEUED, RUNNING
@@ -27,6 +28,8 @@ log = logging.getLogger("nnsight.server")
 RECEIVED_TEXT = "Your job has been received and is waiting to be queued."
 PAUSE = 1.0
 """Seconds between tries to write to a full disk."""
+SOON = 0.05
+"""Seconds after which a request that still waits is synced to the disk."""
 SWEEP = 60.0
 """Seconds between looks for jobs that are past their time."""
 
@@ -178,8 +181,14 @@ class Serving:
         self._jobs[job.id] = job
         self._ring(job.id)
         self._enqueue(job)
-        self._start(asyncio.to_thread(files.sync, self.folder.request(job.id)))
+        self._start(self._sync_soon(self.folder.request(job.id)))
         return job
+
+    async def _sync_soon(self, request: Path) -> None:
+        """Most requests have run and are gone before the disk would have them."""
+        await asyncio.sleep(SOON)
+        if request.exists():
+            await asyncio.to_thread(files.sync, request)
 
     def cancel(self, job: Job) -> bool:
         """End a job now; False if it has ended already."""
