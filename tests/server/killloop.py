@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,17 +37,22 @@ def loop(jobs: int = 200, seconds: float = 60.0, seed: int = 0) -> dict[str, int
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         runs.mkdir()
+        stopped: list[int] = []
         server = Server(Path(folder) / "data", silence=1.5, jobs_per_key=10**6, queue=10**6)
         try:
             with ThreadPoolExecutor(8) as pool:
                 sent = [pool.submit(_send, server, runs, i, dice.random()) for i in range(jobs)]
-                kills = _kill(server, dice, seconds, lambda: all(one.done() for one in sent))
+                done = lambda: all(one.done() for one in sent)  # noqa: E731 # said where it is used
+                kills = _kill(server, dice, seconds, done, stopped)
                 if server.process.poll() is not None:  # killed, and not started again in time
                     server.start()
                 ids = [one.result(seconds) for one in sent]
             return {"kills": kills, **_count(server, runs, ids, seconds)}
         finally:
             server.kill()
+            for pid in stopped:  # one that was stopped before it could ask to die with its server
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _send(server: Server, runs: Path, number: int, chance: float) -> str:
@@ -65,7 +71,13 @@ def _send(server: Server, runs: Path, number: int, chance: float) -> str:
     raise AssertionError(f"job {number} did not get through")
 
 
-def _kill(server: Server, dice: random.Random, seconds: float, done) -> int:
+def _kill(
+    server: Server,
+    dice: random.Random,
+    seconds: float,
+    done: Callable[[], bool],
+    stopped: list[int],
+) -> int:
     """Kill something every now and then, until all is sent and for some more jobs."""
     end, kills = time.monotonic() + seconds, 0
     while time.monotonic() < end and not (done() and kills >= 12):
@@ -79,6 +91,7 @@ def _kill(server: Server, dice: random.Random, seconds: float, done) -> int:
                 children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
                 for pid in children.read_text().split():
                     os.kill(int(pid), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+                    stopped += [int(pid)] if kind == "stop" else []
             kills += 1
     return kills
 
