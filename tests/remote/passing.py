@@ -16,7 +16,11 @@ from nnsight.remote.values import Writer
 def packed(value: Any, compress: bool = True) -> bytearray:
     """The bytes of a value."""
     code = CodeWriter(is_local)
-    document = Writer(code).document(value)
+    writer = Writer(code)
+    root = writer.value(value)
+    writer.fill()
+    code.settle(writer)
+    document = writer.finished(root)
     return wire.join(
         wire.pack([document.root, document.nodes, code.modules], document.buffers, compress)
     )
@@ -32,7 +36,9 @@ def read(content: Any) -> Any:
 
     with own_modules(modules, show):
         reader = Reader(nodes, MemoryReader(message.buffers), objects, may_be_called)
-        reader.special = CodeReader(show).makers()
+        reader.special = CodeReader(show, modules).makers()
+        for _, _, _, names in modules.values():
+            reader.read(names)
         return reader.read(root)
 
 

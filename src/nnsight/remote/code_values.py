@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import FunctionType, ModuleType
@@ -91,6 +91,13 @@ class CodeWriter:
 
     def _needs(self, module: str, writer: Writer) -> None:
         self.imported.setdefault(module.partition(".")[0], writer.place())
+
+    def settle(self, writer: Writer) -> None:
+        """Name what stands in modules that go along: there is one of it, as there is here."""
+        for index, value in writer.written.items():
+            if writer.nodes[index][:1] in (["function"], ["class"]):
+                if value.__module__ in self.modules and _leads_to(value):
+                    writer.nodes[index] = writer.name(value)
 
     # --- by source --------------------------------------------------------------------------------
 
@@ -196,12 +203,16 @@ class CodeWriter:
         """Take the source of a module along, and of those of the user's own that it imports."""
         if module.__name__ in self.modules:
             return
-        text = _source(module)
+        package, text = hasattr(module, "__path__"), _source(module)
+        if text is None and package:  # a folder without `__init__.py`
+            text = ""
         if text is None:
             raise writer.refused(module, "its source is kept nowhere")
-        package = hasattr(module, "__path__")
-        self.modules[module.__name__] = [getattr(module, "__file__", ""), text, package]
-        for name in imports_of(text, module.__name__, package):
+        state = [n for n, v in vars(module).items() if not n.startswith("__") and is_data(v)]
+        names = self.namespace(module.__name__, vars(module), state, writer)
+        self.modules[module.__name__] = [getattr(module, "__file__", ""), text, package, names]
+        above = module.__name__.rpartition(".")[0]
+        for name in [*([above] if above else []), *imports_of(text, module.__name__, package)]:
             parents = [name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)]
             for each in reversed(parents):
                 found = sys.modules.get(each)
@@ -326,9 +337,11 @@ class CodeReader:
 
     Args:
         show: told each text that is compiled, so that errors can show its lines.
+        modules: those that came as source, by name.
     """
 
     show: Callable[[str, int, str], None]
+    modules: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def makers(self) -> dict[str, Callable[[Node, Reader], Any]]:
         return {
@@ -346,10 +359,12 @@ class CodeReader:
     def _namespace(self, rest: Node, reader: Reader) -> dict[str, Any]:
         module, names = rest
         found: dict[str, Any] = {"__name__": module, "__builtins__": builtins}
+        if module in self.modules:  # its text has run; what has changed since came along
+            found = vars(importlib.import_module(module))
 
         def fill() -> None:
             for name, value in names.items():
-                reader.when_made(value, functools.partial(found.setdefault, name))
+                reader.when_made(value, functools.partial(found.__setitem__, name))
 
         reader.later(fill)
         return found

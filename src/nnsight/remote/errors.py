@@ -56,11 +56,13 @@ def too_large(largest: int) -> PayloadError:
 
 def other_model(path: str, traced: str) -> NotSendableError:
     """A block names a model that it does not run beside."""
-    return NotSendableError(
+    error = NotSendableError(
         f"this block uses `{path}`, a part of another model than the one that it runs on "
         f"(`{traced}`): a server runs one model for a request. Run two traces, and hand values "
         "from one to the other."
     )
+    error.path = path
+    return error
 
 
 def only_changed_here(name: str, kind: str, filename: str, lineno: int) -> NotSendableError:
@@ -69,6 +71,28 @@ def only_changed_here(name: str, kind: str, filename: str, lineno: int) -> NotSe
         f"{filename}, line {lineno}: `{name}` is a {kind} from outside of this block. The block "
         f"runs in another process, on a copy of it, so yours would stay as it is. Save it in the "
         f"block, `{name}.save()`, and it comes back; or make it in the block."
+    )
+
+
+def global_written(name: str, filename: str, lineno: int) -> NotSendableError:
+    """A variable of a module that a block sets: here, that is, where it does not run."""
+    return NotSendableError(
+        f"{filename}, line {lineno}: this block sets `{name}` as a variable of its module (`global "
+        f"{name}`), and it runs in another process, whose modules are not yours. Save the value "
+        f"under a name of the block, and set `{name}` after it."
+    )
+
+
+def without_numbers() -> tuple[str, str]:
+    """Why a tensor on the meta device is not sent, and what to do."""
+    return "it has no numbers, for it is on the meta device", "Send one that has, or its shape."
+
+
+def place_in_source() -> tuple[str, str]:
+    """Why an operation of a forward is not sent, and what to do."""
+    return (
+        "it is a place in the text of a `forward`",
+        "Write `model. ... .source. ...` in the block.",
     )
 
 

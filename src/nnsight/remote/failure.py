@@ -21,7 +21,10 @@ def error_of(failure: Failure, job: str = "") -> RemoteError:
     It is a `RemoteError`, and an error of the original type too where that is one of Python's or of
     this library's.
     """
-    error = _kind(failure.module, failure.type)(failure.message)
+    kind = _kind(failure.module, failure.type)
+    if kind is RemoteError and failure.base not in ("", "Exception"):
+        kind = _kind("builtins", failure.base)
+    error = kind(failure.message)
     error.job_id = job or None
     for text in failure.notes:
         note(error, text)

@@ -47,6 +47,7 @@ class Failure(msgspec.Struct, omit_defaults=True):
     notes: list[str] = []
     phase: str = "run"  # `read`, `run`, `send` or `server`
     cause: Failure | None = None
+    base: str = ""  # the class of Python's that an error of another class is one of
 
     def as_text(self) -> str:
         """What a terminal shows of it."""

@@ -28,11 +28,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name not in self._texts:
             return None
-        filename, _, package = self._texts[name]
+        filename, _, package, *_ = self._texts[name]
         return importlib.util.spec_from_loader(name, self, origin=filename, is_package=package)
 
     def exec_module(self, module: ModuleType) -> None:
-        filename, text, _ = self._texts[module.__name__]
+        filename, text, *_ = self._texts[module.__name__]
         self._show(filename, 1, text)
         module.__file__ = filename
         exec(compile(text, filename, "exec", dont_inherit=True), vars(module))

@@ -13,7 +13,7 @@ from nnsight.capture import portable
 from nnsight.capture.block import Outer
 from nnsight.capture.keep import Kept
 from nnsight.capture.portable import BlockText
-from nnsight.remote.errors import other_model
+from nnsight.remote.errors import other_model, place_in_source, without_numbers
 from nnsight.remote.model import Remotable
 from nnsight.remote.reading import Reader
 from nnsight.remote.values import Node, Value, Writer
@@ -22,6 +22,9 @@ from nnsight.traces.edit import BlockBody, Edit, FunctionBody
 from nnsight.traces.edit_text import TextBody
 
 Show = Callable[[str, int, str], None]
+
+
+_SOURCES = ("nnsight.envoy.operations",)
 
 
 def block_node(text: BlockText) -> Node:
@@ -56,22 +59,26 @@ class ModelWriter:
         if value is self.tracer and value is not None:
             return ["tracer"]
         if hasattr(type(value), "_place_of"):
-            return self._envoy(value)
+            return self._envoy(value, writer)
+        if type(value).__module__ in _SOURCES:
+            raise writer.refused(value, *place_in_source())
         if isinstance(value, torch.nn.Module):
             place = self._module_place(value)
             return None if place is None else ["submodule", place]
         if isinstance(value, torch.Tensor) and (value.is_meta or isinstance(value, Parameter)):
             place = self._tensor_place(value)
+            if place is None and value.device.type == "meta" and self.tracer is not None:
+                raise writer.refused(value, *without_numbers())
             return None if place is None else ["parameter", place]
         if isinstance(value, Edit):
             return self._edit(value, writer)
         name = self._part(value)
         return None if name is None else ["part", name]
 
-    def _envoy(self, value: Any) -> Node:
+    def _envoy(self, value: Any, writer: Writer) -> Node:
         place = self.model._place_of(value)
         if place is None:
-            raise other_model(value.path, self.model.path)
+            raise other_model(writer.place() or value.path, self.model.path)
         return ["envoy", self.view(value), place]
 
     def view(self, envoy: Any) -> int:

@@ -7,8 +7,10 @@ tensors that were sent along.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import linecache
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -24,7 +26,7 @@ from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import wire
 from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
-from nnsight.remote.errors import damaged, not_a_trace
+from nnsight.remote.errors import NotSendableError, damaged, not_a_trace
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
 from nnsight.remote.parts import ModelReader, ModelWriter, Show, block_node, block_text
@@ -86,6 +88,25 @@ def write(
     code, parts = CodeWriter(is_local), ModelWriter(model, tracer)
     parts.view(getattr(tracer, "model", model))
     writer = Writer(lambda value, writer: parts(value, writer) or code(value, writer))
+    try:
+        root = _root_of(tracer, model, kind, code, parts, writer, function)
+    except NotSendableError as error:
+        raise _with_line(error, tracer.scope) from None
+    document = writer.finished()
+    pieces = wire.pack([root, document.nodes], document.buffers, compress)
+    return Request(root["model"], pieces, writer.written, code.imported)
+
+
+def _root_of(
+    tracer: Tracer,
+    model: Remotable,
+    kind: str,
+    code: CodeWriter,
+    parts: ModelWriter,
+    writer: Writer,
+    function: Callable[[Any, Any], Any] | None,
+) -> dict[str, Any]:
+    """What a document begins with; all that it needs is written."""
     root: dict[str, Any] = {
         "version": VERSION,
         "kind": kind,
@@ -103,9 +124,21 @@ def write(
         root["fn"] = writer.value(tracer.fn, "fn")
     root["edits"] = parts.edits(writer)
     root["modules"] = code.modules
-    document = writer.finished()
-    pieces = wire.pack([root, document.nodes], document.buffers, compress)
-    return Request(root["model"], pieces, writer.written, code.imported)
+    writer.fill()
+    code.settle(writer)
+    return root
+
+
+def _with_line(error: NotSendableError, scope: Scope | None) -> NotSendableError:
+    """The error with the line of the block that names what cannot be sent."""
+    name = re.match(r"\w*", error.path)
+    if scope is None or name is None or not name[0]:
+        return error
+    nodes = [node for statement in scope.block.body for node in ast.walk(statement)]
+    lines = [n.lineno for n in nodes if isinstance(n, ast.Name) and n.id == name[0]]
+    if lines:
+        error.args = (f"{scope.block.site.filename}, line {min(lines)}: {error}",)
+    return error
 
 
 def _block(scope: Scope, code: CodeWriter, writer: Writer) -> dict[str, Any]:
@@ -200,10 +233,12 @@ def _read(
     model: Remotable,
     show: Show,
 ) -> Arrived:
-    parts, code = ModelReader(model, show), CodeReader(show)
+    parts, code = ModelReader(model, show), CodeReader(show, root["modules"])
     device = getattr(model, "device", None)
     reader = Reader(nodes, MemoryReader(buffers), objects, may_be_called, {}, device)
     reader.special = {**parts.makers(), **code.makers()}
+    for _, _, _, names in root["modules"].values():
+        reader.read(names)
     parts.model = model._with_remote_settings(reader.read(root["settings"]))
     cls = _KINDS[root["kind"]]
     if cls is Session:

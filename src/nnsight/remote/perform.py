@@ -122,6 +122,7 @@ def failure_of(error: BaseException, phase: str) -> Failure:
         [str(note) for note in getattr(error, "__notes__", ())],
         phase,
         None if cause is None or told else failure_of_cause(cause, phase),
+        next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins"),
     )
 
 

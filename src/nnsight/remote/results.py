@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copyreg
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import msgspec
+import numpy
 import torch
+from torch._subclasses import FakeTensor
 
 from nnsight.remote import data_only, wire
 from nnsight.remote.environment import is_local
@@ -34,10 +37,13 @@ class _ResultWriter:
     def __call__(self, value: Any, writer: Writer) -> Node | None:
         index = self.sent.get(id(value))
         if index is not None:
-            return ["sent", index, *_state(value, writer)]
+            return ["sent", index, *_state(value, writer, id(type(value)) in self.sent)]
         if hasattr(type(value), "_place_of"):
             return self.parts(value, writer)
         kind = type(value)
+        if isinstance(value, FakeTensor):  # what a scan gives: a shape, without numbers
+            about = {"dtype": value.dtype, "device": "meta"}
+            return writer.memory.tensor(torch.empty_strided(value.shape, value.stride(), **about))
         if isinstance(value, type):
             if data_only.allowed(value) or value is object:
                 return ["name", value.__module__, value.__qualname__]
@@ -57,16 +63,32 @@ class _ResultWriter:
         return None
 
 
-def _state(value: Any, writer: Writer) -> list[Any]:
-    """What became of a thing that was sent along and can be changed."""
+def _state(value: Any, writer: Writer, plain: bool) -> list[Any]:
+    """What became of a thing that was sent along and can be changed.
+
+    Args:
+        value: the thing.
+        writer: of the result.
+        plain: whether its class was sent, too: it is no part of the model.
+    """
     kind = type(value)
-    if kind is list or kind is set:
+    if kind in (list, set, deque):
         return [kind.__name__, writer.values(value)]
-    if kind is dict:
+    if isinstance(value, dict):
         return ["dict", writer.pairs(value.items())]
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
         return ["tensor", [writer.reserve("", writer.memory.tensor(value))]]
+    if kind is numpy.ndarray and value.dtype.kind != "O":
+        return ["array", [writer.reserve("", writer.of_numpy(value))]]
+    if plain and _has_attributes(value):
+        return ["attributes", writer.pairs(vars(value).items())]
     return []
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether a value is an object with attributes, and neither code nor a part of a model."""
+    code = isinstance(value, (type, ModuleType, FunctionType)) or hasattr(type(value), "_place_of")
+    return not code and type(getattr(value, "__dict__", None)) is dict
 
 
 def write_result(
@@ -161,19 +183,39 @@ def _sent(rest: Node, reader: Reader, sent: Mapping[int, Any]) -> Any:
     found = sent[index]
     if state:
         kind, *content = state
-        if not isinstance(found, _CHANGED.get(kind, ())):
+        known = kind != "attributes" or any(type(found) is each for each in sent.values())
+        if not known or not isinstance(found, _CHANGED.get(kind, ())):
             raise damaged("it changes what was sent as something else")
         reader.later(lambda: _change(found, kind, content, reader))
     return found
 
 
-_CHANGED = {"list": list, "set": set, "dict": dict, "tensor": torch.Tensor}
+_CHANGED: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (list, set, deque, dict)},
+    "tensor": torch.Tensor,
+    "array": numpy.ndarray,
+    "attributes": object,
+}
 
 
 def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
     """Make of a thing that was sent what became of it there."""
     if kind == "list":
         found[:] = [reader.value(value) for value in content[0]]
+    elif kind == "deque":
+        now = [reader.value(value) for value in content[0]]
+        found.clear()
+        found.extend(now)
+    elif kind == "attributes":
+        now = {str(key): reader.value(value) for key, value in content[0]}
+        if not _has_attributes(found):
+            raise damaged("it changes what holds no attributes")
+        vars(found).clear()
+        vars(found).update(now)
+    elif kind == "array":
+        now = reader.value(content[0])
+        if now.shape == found.shape and now.dtype == found.dtype and found.flags.writeable:
+            found[...] = now
     elif kind == "set":
         now = {reader.whole(value) for value in content[0]}
         found.clear()

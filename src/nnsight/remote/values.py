@@ -149,7 +149,7 @@ class Writer:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if type(value).__module__ == "numpy":
-            return self._of_numpy(value)
+            return self.of_numpy(value)
         if isinstance(value, (MethodType, BuiltinFunctionType)):
             return self._method(value)
         return self.reduced(value)
@@ -166,7 +166,8 @@ class Writer:
             return ["tensor of a class", *self.values((type(value), plain, value.requires_grad))]
         return self.memory.tensor(value)
 
-    def _of_numpy(self, value: Any) -> Node:
+    def of_numpy(self, value: Any) -> Node:
+        """An array, a number or a dtype of numpy."""
         import numpy as np
 
         if isinstance(value, np.dtype):
@@ -253,7 +254,7 @@ class Writer:
         while index >= 0:
             index, step = self._at[index]
             steps.append(step)
-        path = "".join(reversed(steps))
+        path = "".join(reversed(steps)).removeprefix(": ")
         return path if len(path) <= 80 else f"{path[:40]}...{path[-37:]}"
 
 
