@@ -78,7 +78,7 @@ def _state(value: Any, writer: Writer, plain: bool) -> list[Any]:
         return ["dict", writer.pairs(value.items())]
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
         return ["tensor", [writer.reserve("", writer.memory.tensor(value))]]
-    if kind is numpy.ndarray and value.dtype.kind != "O":
+    if kind is numpy.ndarray and not getattr(value.dtype, "hasobject"):  # noqa: B009
         return ["array", [writer.reserve("", writer.of_numpy(value))]]
     if plain and _has_attributes(value):
         return ["attributes", writer.pairs(vars(value).items())]
