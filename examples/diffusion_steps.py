@@ -12,13 +12,13 @@ from nnsight.toolbox import tiny
 STEPS = 3
 model = DiffusionModel(tiny.stable_diffusion())
 settings = {"num_inference_steps": STEPS, "seed": 0, "output_type": "pt"}
-plain = model.generate("a cat", **settings).images
 
 pulls = []
 with model.generate("a cat", **settings) as tracer:
     for _ in tracer.iter[:STEPS]:
         without, with_it = model.unet.output[0].chunk(2)
         pulls.append((with_it - without).norm().item())  # what the prompt changes in this step
+    plain = tracer.result.images.save()
 
 for left_out, pull in enumerate(pulls):
     with model.generate("a cat", **settings) as tracer:

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from nnsight import LanguageModel
 from nnsight.modeling.format import format_of, position_table
 from nnsight.modeling.inputs import batch, count_rows
 from nnsight.modeling.tokenizer import LazyTokenizer
@@ -132,6 +133,38 @@ def test_a_chat_goes_through_the_template(chatty):
     expected = chatty(text, add_special_tokens=False)["input_ids"]
     assert call(given(chat), "llama", chatty)["input_ids"].tolist() == [expected]
     assert call(given(chat[0]), "llama", chatty)["input_ids"].tolist() == [expected]
+
+
+def test_what_the_template_is_told_stands_beside_the_chat(chatty):
+    chatty.chat_template = "{{ tools | length if tools else 0 }}" + chatty.chat_template
+    chat = [{"role": "user", "content": "hello"}]
+
+    def look(city: str) -> str:
+        """Look at a city.
+
+        Args:
+            city: where it is.
+        """
+        return city
+
+    model = LanguageModel(model_of("llama"), tokenizer=chatty)
+    for told in ({"tools": [look]}, {"add_generation_prompt": False}, {}):
+        text = chatty.apply_chat_template(
+            chat, tokenize=False, **{"add_generation_prompt": True, **told}
+        )
+        expected = chatty(text, add_special_tokens=False)["input_ids"]
+        assert call(given(chat, **told), "llama", chatty)["input_ids"].tolist() == [expected]
+        assert model.tokens(chat, **told)[0].ids == expected
+        with model.trace(**told) as tracer:  # beside an invoke that has no use for it
+            with tracer.invoke("hello hello hello"):
+                tracer.result.logits.save()
+            with tracer.invoke(chat):
+                ids = model.model.embed_tokens.input.save()
+        assert ids[0, -len(expected) :].tolist() == expected
+        made = model.generate(chat, max_new_tokens=1, do_sample=False, **told)
+        assert made[0, :-1].tolist() == expected
+    with pytest.warns(UserWarning, match="`tools=` has no effect"):
+        model.trace("hello", tools=[look], trace=False)
 
 
 def test_a_chat_that_the_assistant_began_is_continued(chatty):

@@ -124,6 +124,25 @@ def test_the_self_check_of_every_family_passes(family):
     assert hooks_on(model._module) == own
 
 
+@pytest.mark.parametrize("family", ["Granite", "GraniteMoe"])
+def test_branches_that_are_scaled_add_up_too(family):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        residual_multiplier=0.3,
+    )
+    module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    report = LanguageModel(module).check_names()
+    checks = {finding.name: finding.checks for finding in report.findings}
+    assert "pre + 0.3 * attn.out" in checks["resid_mid"]
+    assert "mid + 0.3 * mlp.out" in str(checks["resid_post"])
+
+
 @pytest.mark.parametrize("family", [f for f in ONE_STACK if f != "mamba"])  # counts otherwise
 def test_the_stream_is_the_hidden_states_of_transformers(family):
     module = module_of(family)

@@ -161,8 +161,8 @@ def _bloom(config: Any) -> Family:
 
 
 def _granite(config: Any) -> Family:
-    family = replace(_MIXTRAL, router=f"{_MIXTRAL.router}|block_sparse_moe.router")
-    return family if config.residual_multiplier == 1 else replace(family, order=ODD)  # it scales
+    router = f"{_MIXTRAL.router}|block_sparse_moe.router"
+    return replace(_MIXTRAL, router=router, scale=config.residual_multiplier)
 
 
 def _gpt_bigcode(config: Any) -> Family:

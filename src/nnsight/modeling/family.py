@@ -45,6 +45,7 @@ class Family:
     attn_norm: str = ""  # what a branch goes through, for `POST` and `BETWEEN`
     cross_norm: str = ""
     mlp_norm: str = ""
+    scale: float = 1.0  # what a branch gives is multiplied by this before it is added
     heads: str = "num_attention_heads"  # how many heads, as the config calls it
     width: int = 0  # of a head's queries and keys, where no config says it as others do
     v_width: int = 0  # of its values, where that is another

@@ -54,6 +54,9 @@ _OTHER_DATA = (
 TOKENIZER_OPTIONS = ("add_special_tokens", "truncation", "max_length")
 """What the tokenizer may be told beside a text."""
 
+FOR_READING = frozenset((*TOKENIZER_OPTIONS, *prompts.CHAT_OPTIONS))
+"""What is for the tokenizer or for its template, and not for the model."""
+
 _AS_LONG_AS_TOKENS = ("attention_mask", "token_type_ids", "position_ids")
 
 _NEVER_ROWS = frozenset(
@@ -92,7 +95,7 @@ def texts(args: tuple[Any, ...], kwargs: Mapping[str, Any], format: Format) -> l
     prompt, _ = _split(args, kwargs)
     if prompt is None:
         return [None] * count_rows(args, kwargs)
-    return prompts.texts(prompt, format)
+    return prompts.texts(prompt, format, kwargs)
 
 
 def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -165,20 +168,21 @@ def spread(
         ValueError: one is given twice, with different values.
     """
     settings = merged(shared)
-    readers = [_reads_text(given) for given in inputs]
+    told = [_options_of(given) for given in inputs]
     named = {name for given in inputs for name in given.kwargs}
     whole, each = {}, {}
     for name, value in settings.items():
-        own = format.generates or name in named or (name in TOKENIZER_OPTIONS and any(readers))
+        own = format.generates or name in named or any(name in names for names in told)
         by_row = name in FILLS or nested.first_tensor(value) is not None
         (each if own and not by_row else whole)[name] = value
-    late = {name for others in shared[1:] for name in others}.union(TOKENIZER_OPTIONS)
+    late = {name for others in shared[1:] for name in others}.union(FOR_READING)
     if not format.generates:
         dropped = {name: whole[name] for name in whole if name in late}
         warn_swallowed(dropped, format.taken, format.method_name)
     spread = []
-    for given, reads in zip(inputs, readers, strict=True):
-        fitting = [n for n in each if reads or format.generates or n not in TOKENIZER_OPTIONS]
+    foreign = frozenset(prompts.CHAT_OPTIONS if format.generates else FOR_READING)
+    for given, names in zip(inputs, told, strict=True):
+        fitting = [n for n in each if n in names or n not in foreign]
         spread.append({**{name: each[name] for name in fitting}, **given.kwargs})
     return spread, whole
 
@@ -250,8 +254,11 @@ def _take_options(prompt: Any, named: dict[str, Any], format: Format) -> dict[st
     """Take out of `named` what is meant for the tokenizer; a prompt of ids needs none of it."""
     others = format.taken.names | ({"max_length"} if format.generates else set())
     names = [name for name in TOKENIZER_OPTIONS if name in named and name not in others]
-    if not names or not prompts.has_text(prompt):
-        return {}
+    if names and not prompts.has_text(prompt):
+        names = []
+    chat = [name for name in prompts.CHAT_OPTIONS if name in named and name not in others]
+    if chat and prompts.has_chat(prompt):
+        names += chat
     return {name: named.pop(name) for name in names}
 
 
@@ -304,17 +311,27 @@ def _from_lists(name: str, value: Sequence[Any], format: Format) -> torch.Tensor
         raise errors.ragged_values(name) from None
 
 
-def _is_text(value: Any) -> bool:
-    """Whether `value` is a text, a chat or a list of them."""
+def _first(value: Any) -> Any:
+    """What the first part of a prompt is, however deep in lists."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
-    return isinstance(value, str) or (isinstance(value, Mapping) and "role" in value)
+    return value
 
 
-def _reads_text(given: Given) -> bool:
-    """Whether the prompt is text, as far as its first part tells."""
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a text, a chat or a list of them."""
+    first = _first(value)
+    return isinstance(first, str) or (isinstance(first, Mapping) and "role" in first)
+
+
+def _options_of(given: Given) -> frozenset[str]:
+    """What may be told beside the prompt to what reads it, as far as its first part tells."""
     named = map(given.kwargs.get, (*_PROMPTS, *_TEXTS))
-    return any(_is_text(value) for value in (*given.args, *named))
+    read = [_first(value) for value in (*given.args, *named) if _is_text(value)]
+    if not read:
+        return frozenset()
+    texts = all(isinstance(first, str) for first in read)
+    return frozenset(TOKENIZER_OPTIONS if texts else FOR_READING)
 
 
 def _text_labels(

@@ -114,7 +114,7 @@ class LanguageModel(HuggingFaceModel):
         kwargs = without_retired(kwargs, format.taken.names)
         settings = {name: kwargs[name] for name in kwargs if name not in _TRACE_KEYWORDS}
         if not format.generates and not self._batch_size(*inputs, **settings):
-            misplaced = {n: settings[n] for n in settings if n not in reading.TOKENIZER_OPTIONS}
+            misplaced = {n: settings[n] for n in settings if n not in reading.FOR_READING}
             warn_swallowed(misplaced, format.taken, format.method_name)
         return super().trace(*inputs, fn=fn, trace=trace, **kwargs)
 

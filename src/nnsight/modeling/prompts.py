@@ -20,6 +20,11 @@ from nnsight.modeling.padding import Fields, join, stack
 
 Options = Mapping[str, Any]
 
+CHAT_OPTIONS = (
+    "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"
+)  # fmt: skip
+"""What the template may be told beside a chat."""
+
 
 def count(prompt: Any) -> int:
     """How many rows `prompt` makes, without reading it."""
@@ -29,6 +34,11 @@ def count(prompt: Any) -> int:
 def has_text(prompt: Any) -> bool:
     """Whether a tokenizer is needed to read `prompt`."""
     return any(_kind(atom) in (_TEXT, _CHAT) for atom in atoms(prompt))
+
+
+def has_chat(prompt: Any) -> bool:
+    """Whether a template is needed to write out `prompt`."""
+    return any(_kind(atom) is _CHAT for atom in atoms(prompt))
 
 
 def is_encoding(value: Any) -> bool:
@@ -57,13 +67,14 @@ def read(prompt: Any, format: Format, options: Options) -> Fields:
     return join(pieces, format, "item")
 
 
-def texts(prompt: Any, format: Format) -> list[str | None]:
+def texts(prompt: Any, format: Format, options: Options) -> list[str | None]:
     """For each row of `prompt` the text that it is read from; None where it is ids already."""
+    told = {name: options[name] for name in CHAT_OPTIONS if name in options}
     found: list[str | None] = []
     for atom in atoms(prompt):
         kind = _kind(atom)
         if kind is _CHAT:
-            found.append(_written_out(atom, format.tokenizer.get()))
+            found.append(_written_out(atom, format.tokenizer.get(), told))
         else:
             found += [atom] if kind is _TEXT else [None] * kind.rows(atom)
     return found
@@ -74,7 +85,8 @@ def tokenised(texts: Sequence[str], format: Format, options: Options) -> dict[st
     tokenizer = format.tokenizer.get()
     if tokenizer is None:
         raise errors.no_tokenizer()
-    named = tokenizer(list(texts), **options)
+    told = {name: options[name] for name in options if name not in CHAT_OPTIONS}
+    named = tokenizer(list(texts), **told)
     kept = format.taken.names | {"input_ids", "attention_mask"}
     return {name: rows for name, rows in named.items() if name in kept}
 
@@ -174,18 +186,19 @@ def _read_chats(chats: list[Any], format: Format, options: Options) -> Iterable[
         raise errors.no_tokenizer()
     if not tokenizer.chat_template:
         raise errors.no_chat_template()
-    texts = [_written_out(chat, tokenizer) for chat in chats]
-    return _read_texts(texts, format, {"add_special_tokens": False, **options})
+    told = {name: options[name] for name in CHAT_OPTIONS if name in options}
+    rest = {name: options[name] for name in options if name not in told}
+    texts = [_written_out(chat, tokenizer, told) for chat in chats]
+    return _read_texts(texts, format, {"add_special_tokens": False, **rest})
 
 
-def _written_out(chat: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+def _written_out(chat: Sequence[Mapping[str, Any]], tokenizer: Any, told: Options) -> str:
     answered = chat[-1]["role"] == "assistant"
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in chat],
-        tokenize=False,
-        add_generation_prompt=not answered,
-        continue_final_message=answered,
-    )
+    ends = {"add_generation_prompt": not answered, "continue_final_message": answered}
+    if told.keys() & ends.keys():  # one of them excludes the other
+        ends = {}
+    messages = [dict(message) for message in chat]
+    return tokenizer.apply_chat_template(messages, tokenize=False, **ends, **told)
 
 
 _TEXT = _Kind(_one, _read_texts)

@@ -135,15 +135,17 @@ def _stream(check: Check, name: str, layer: torch.nn.Module, values: Values, sta
     total = _added(layer, family, family.attn_norm, pre, attn)
     if cross is not None:
         total = _added(layer, family, family.cross_norm, total, cross)
-    check.hold(name, "resid_mid", _SUM[family.order].format("pre", "attn"), total, mid)
+    scale = "" if family.scale == 1 else f"{family.scale:g} * "
+    check.hold(name, "resid_mid", _SUM[family.order].format("pre", f"{scale}attn"), total, mid)
     total = _added(layer, family, family.mlp_norm, mid, mlp)
-    check.hold(name, "resid_post", _SUM[family.order].format("mid", "mlp"), total, post)
+    check.hold(name, "resid_post", _SUM[family.order].format("mid", f"{scale}mlp"), total, post)
 
 
 def _added(
     layer: torch.nn.Module, family: Family, norm: str, stream: torch.Tensor, branch: torch.Tensor
 ) -> torch.Tensor:
-    """The stream after a branch, with the branch's norm where the family has it."""
+    """The stream after a branch, with the branch's norm and scale where the family has them."""
+    branch = branch * family.scale
     normed = layer.get_submodule(norm) if norm else torch.nn.Identity()
     if family.order == POST:
         return normed(stream + branch)
