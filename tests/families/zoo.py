@@ -323,7 +323,8 @@ for _family in ("t5", "t5-gated", "mt5", "umt5", "switch_transformers"):
 """By the name of the family: its config class, the settings, and the class that builds it."""
 
 PARTS = {f"{one}_{part}_model" for one in ("clip", "siglip") for part in ("text", "vision")}
-"""Types of models that are half of one here."""
+PARTS |= {f"{one}_text" for one in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+"""Types of models that are a part of one: here, or in `tests/modeling/test_qwen_vl.py`."""
 
 STATES = """
     mamba mamba2 falcon_mamba falcon_h1 jamba bamba granitemoehybrid zamba zamba2 lfm2 qwen3_next

@@ -212,6 +212,7 @@ def _opt(config: Any) -> Family:
 FAMILIES: dict[str, Entry] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "ministral"), _LLAMA),
     **dict.fromkeys(("glm", "nemotron", "smollm3"), _LLAMA),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), _LLAMA),
     "phimoe": replace(_MIXTRAL, lacks={"router.probs": _ONE_BY_ONE}),
     "starcoder2": replace(_LLAMA, down="c_proj"),
     "glm4": _GLM4,

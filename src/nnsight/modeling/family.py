@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,8 +108,9 @@ def guessed(root: Module) -> tuple[str, Family] | None:
             lists[path] = module  # a list in a layer holds experts or parts
     if not lists:
         return None
-    # those of experts are deeper, in each layer
-    path = max(lists, key=lambda path: (-path.count("."), len(lists[path]._modules)))
+    # those of images or sound are further from the words; those of experts are deeper
+    near = functools.partial(_in_common, _words(root))
+    path = max(lists, key=lambda path: (near(path), -path.count("."), len(lists[path]._modules)))
     layers = list(lists[path].children())
     base, _, name = path.rpartition(".")
     layer = next((one for one in layers if chosen(one, _ATTN)), layers[0])
@@ -130,6 +133,22 @@ def guessed(root: Module) -> tuple[str, Family] | None:
         mid="",
     )
     return base, family
+
+
+def _words(root: Module) -> str:
+    """The path of the embeddings of words; empty if there are none."""
+    method: Any = getattr(root, "get_input_embeddings", None)
+    try:
+        words = None if method is None else method()
+    except NotImplementedError:  # transformers cannot tell which
+        words = None
+    return next((path for path, module in root.named_modules() if module is words), "")
+
+
+def _in_common(one: str, other: str) -> int:
+    """How many names two paths begin with alike."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _is_layers(module: Module) -> bool:

@@ -1,0 +1,110 @@
+"""Qwen-VL, whose images of any size become as many tokens: its names, and prompts in one batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from nnsight import VisionLanguageModel
+from nnsight.modeling import architectures
+from nnsight.modeling.options import transformers_version
+
+IMAGE, START, END = 90, 92, 93
+_ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+_TEXT: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_parameters": _ROPE,
+    "rope_scaling": {**_ROPE, "type": "mrope"},
+}
+_EYES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+_NEWER = {**_EYES, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+VISION: dict[str, dict[str, Any]] = {
+    "Qwen2VL": {**_EYES, "embed_dim": 16, "hidden_size": 32},
+    "Qwen2_5_VL": {**_NEWER, "window_size": 16, "fullatt_block_indexes": [1]},
+    "Qwen3VL": {**_NEWER, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+}
+
+
+@functools.cache
+def module_of(family: str) -> Any:
+    torch.manual_seed(0)
+    ids = {"image_token_id": IMAGE, "vision_start_token_id": START, "vision_end_token_id": END}
+    config = getattr(transformers, f"{family}Config")(
+        text_config=_TEXT, vision_config=VISION[family], video_token_id=91, **ids
+    )
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+
+
+def prompt(sizes: list[tuple[int, int]], words: int, seed: int) -> dict[str, torch.Tensor]:
+    """What the processor would make of images of so many patches, and of some words."""
+    random = torch.Generator().manual_seed(seed)
+    ids = [i for h, w in sizes for i in (START, *[IMAGE] * (h * w // 4), END)]
+    ids += torch.randint(3, 80, (words,), generator=random).tolist()
+    made = {"input_ids": torch.tensor([ids])}
+    if sizes:
+        patches = sum(h * w for h, w in sizes)
+        made["pixel_values"] = torch.randn(patches, 3 * 2 * 16, generator=random)
+        made["image_grid_thw"] = torch.tensor([[1, h, w] for h, w in sizes])
+    if transformers_version() >= (5, 0):
+        made["mm_token_type_ids"] = (made["input_ids"] == IMAGE).long()
+    return made
+
+
+PROMPTS = [prompt([(4, 4)], 3, 1), prompt([(4, 8), (8, 4)], 5, 2), prompt([], 4, 3)]
+
+
+@pytest.mark.parametrize("family", VISION)
+@torch.no_grad()
+def test_each_prompt_of_a_batch_is_as_alone(family):
+    module, found = module_of(family), []
+    model = VisionLanguageModel(module)
+    with model.trace() as tracer:
+        for given in PROMPTS:
+            with tracer.invoke(**given):
+                seen = model.model.visual.merger.output if "pixel_values" in given else None
+                found.append((seen, model.layers[1].resid_post, model.lm_head.output))
+    for given, (seen, stream, logits) in zip(PROMPTS, found, strict=True):
+        kept: dict[str, Any] = {}
+        handles = [
+            part.register_forward_hook(lambda m, a, out, n=name, k=kept: k.update({n: out}))
+            for name, part in {
+                "eyes": module.model.visual.merger,
+                "layer": module.model.language_model.layers[1],
+            }.items()
+        ]
+        expected = module(**given).logits
+        for handle in handles:
+            handle.remove()
+        length = expected.shape[1]
+        assert torch.allclose(logits[:, -length:], expected, atol=1e-4)
+        layer = kept["layer"][0] if isinstance(kept["layer"], tuple) else kept["layer"]
+        assert torch.allclose(stream[:, -length:], layer, atol=1e-4)
+        assert seen is None or torch.allclose(seen, kept["eyes"], atol=1e-4)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("family", VISION)
+def test_its_layers_are_those_that_read_text(family, known, monkeypatch):
+    if not known:
+        for name in [n for n in architectures.FAMILIES if n.startswith("qwen")]:
+            monkeypatch.delitem(architectures.FAMILIES, name)
+    module = module_of(family)
+    model = VisionLanguageModel(module)
+    assert model.layers[0]._module is module.model.language_model.layers[0]
+    checked = {f.name: f.layers for f in model.check_names().findings}
+    assert checked["resid_post"] == checked["attn.z"] == checked["attn.pattern"] == 2
+    assert bool(checked["resid_mid"]) == known
