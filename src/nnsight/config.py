@@ -137,21 +137,31 @@ class ApiConfig:
     - `APIKEY` (`NDIF_API_KEY`): the key; in Colab also the secret of that name. No repr shows it.
     - `COMPRESS` (`NDIF_COMPRESS`, on by default): compress what is sent where that helps. `ZLIB`
       is an older name of it.
+    - `TRUST_SERVER` (`NDIF_TRUST_SERVER`, off): whether a result in NDIF's format may hold more
+      than data, which can run as code here when it is read.
     """
 
     _own: dict[str, Any]  # what code has set
 
-    _DEFAULTS: ClassVar = {"HOST": "https://api.ndif.us", "APIKEY": None, "COMPRESS": True}
+    _DEFAULTS: ClassVar = {
+        "HOST": "https://api.ndif.us",
+        "APIKEY": None,
+        "COMPRESS": True,
+        "TRUST_SERVER": False,
+    }
     _VARIABLES: ClassVar = {
         "HOST": "NDIF_HOST",
         "APIKEY": "NDIF_API_KEY",
         "COMPRESS": "NDIF_COMPRESS",
+        "TRUST_SERVER": "NDIF_TRUST_SERVER",
     }
+    _SWITCHES: ClassVar = ("COMPRESS", "TRUST_SERVER")
     _OLDER: ClassVar = {"ZLIB": "COMPRESS", "API_KEY": "APIKEY"}
 
     HOST: str
     APIKEY: str | None
     COMPRESS: bool
+    TRUST_SERVER: bool
 
     def __init__(self) -> None:
         self.__dict__["_own"] = {}
@@ -181,16 +191,16 @@ class ApiConfig:
     def _inherited(self, name: str) -> Any:
         """What holds where code has set nothing."""
         if text := os.environ.get(self._VARIABLES[name]):
-            return _is_on(text) if name == "COMPRESS" else text.strip()
+            return _is_on(text) if name in self._SWITCHES else text.strip()
         found = _in_file().get("API", {}).get(name)
         if found is None and name == "APIKEY":
             found = config_file.read_other().get("API", {}).get(name) or _colab_secret()
         return self._DEFAULTS[name] if found is None else found
 
     def _checked(self, name: str, value: Any) -> Any:
-        if name == "COMPRESS":
+        if name in self._SWITCHES:
             if not isinstance(value, bool):
-                raise TypeError(f"CONFIG.API.COMPRESS is True or False, not {value!r}")
+                raise TypeError(f"CONFIG.API.{name} is True or False, not {value!r}")
             return value
         if value is None or (name == "APIKEY" and value == ""):
             return self._DEFAULTS[name]

@@ -38,13 +38,17 @@ def difference(one: Any, other: Any) -> float:
     return 0.0 if one == other else math.inf
 
 
-def opened(repo: str) -> Any:
+def opened(repo: str, url: str) -> Any:
     """The model, by whichever package is here."""
     import nnsight
     from nnsight.modeling import huggingface
 
     cache = getattr(huggingface, "_ID_CACHE", None)
-    if cache is None:  # this package
+    if cache is None:  # this package; the server is to look as one that speaks NDIF 0.8 only
+        from nnsight.remote import environment
+
+        about = environment.remote_env(url)
+        environment._asked[url] = (math.inf, {**about, "protocols": ["ndif/8"]})
         return nnsight.LanguageModel(repo, dispatch=True)
     from nnsight.modeling.transformers import TransformersModel
 
@@ -55,7 +59,7 @@ def opened(repo: str) -> Any:
 
 def main(repo: str, url: str, names: list[str]) -> int:
     torch.set_num_threads(1)
-    model = opened(repo)
+    model = opened(repo, url)
     failed = []
     for name in names or cases.CASES:
         case = cases.CASES[name]

@@ -3,6 +3,7 @@
     python tests/ndif/published.py PYTHON [CASE...]
 
 PYTHON is that of a venv with `nnsight==0.8.1` and `transformers==5.15.0`, apart from this package.
+With the Python that has this package, our client speaks NDIF 0.8 to our server.
 Not part of the suite: that venv is not there everywhere.
 """
 
@@ -37,6 +38,8 @@ def main(python: str, names: list[str]) -> int:
                 url = re.search(r"(http://127\.0\.0\.1:\d+)", output.read_text())
             assert url is not None, output.read_text()
             env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+            if python == sys.executable:
+                env = dict(os.environ)
             client = [python, str(HERE / "client.py"), "gpt2", url[1], *names]
             return subprocess.run(client, cwd=folder, env=env).returncode
         finally:

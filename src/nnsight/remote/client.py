@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from nnsight.capture.traceback import note
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
-from nnsight.remote import asynchronous, environment, errors, payload, results
+from nnsight.remote import (
+    asynchronous,
+    environment,
+    errors,
+    ndif08_result,
+    ndif08_write,
+    payload,
+    results,
+)
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.display import Display
 from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
+from nnsight.remote.ndif08_connection import NdifConnection
 from nnsight.remote.warned import give_again
 
 OURS = "nnsight/1"
 Function = Callable[[Any, Any], Any]
+
+
+class AnyConnection(Protocol):
+    """A server in its own format, and the job that is followed there."""
+
+    job: str
+    seen: int
+    beat: Callable[[], None]
+
+    def submit(self, key: str, pieces: Sequence[Any], stream: bool) -> Any: ...
+    def receipt(self, answer: Any) -> Event: ...
+    def events(self, answer: Any = None) -> Iterator[Event]: ...
+    def latest(self) -> Event | None: ...
+    def cancel(self) -> None: ...
+    def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray: ...
 
 
 class RemoteBackend:
@@ -105,9 +129,8 @@ class RemoteBackend:
         """The block as data, seen to be what the server can take."""
         if self.model is None:
             raise errors.no_model()
-        request = payload.write(
-            tracer, self.model, environment.is_local, CONFIG.API.COMPRESS, function
-        )
+        write = ndif08_write.write if self._speaks_ndif() else payload.write
+        request = write(tracer, self.model, environment.is_local, CONFIG.API.COMPRESS, function)
         with contextlib.suppress(environment.errors.ServiceError):
             about = environment.remote_env(self.host)
             for lack in environment.lacking(request.imported, about):
@@ -119,8 +142,29 @@ class RemoteBackend:
         self._sent, self.model_key = request.sent, request.key
         return request
 
-    def _connection(self, deadline: Deadline, notice: Any = lambda text: None) -> Connection:
+    def _speaks_ndif(self) -> bool:
+        """Whether the server speaks NDIF 0.8, and not our own format.
+
+        Raises:
+            RemoteError: it speaks an older one.
+        """
+        try:
+            about = environment.remote_env(self.host)
+        except environment.errors.ServiceError:
+            return False  # whatever is wrong there, the connection says it
+        if OURS in (about.get("protocols") or ()):
+            return False
+        release = str(about["packages"].get("nnsight", ""))
+        if release.startswith(("0.4.", "0.5.", "0.6.", "0.7.")):
+            raise errors.older_server(self.host, release)
+        return True
+
+    def _connection(self, deadline: Deadline, notice: Any = lambda text: None) -> AnyConnection:
         job = self.job_id or ""
+        if self._speaks_ndif():
+            return NdifConnection(
+                self.host, self.api_key, deadline, notice, job, self._seen, env=self.env
+            )
         return Connection(self.host, self.api_key, deadline, notice, job, self._seen)
 
     def _run(self, tracer: Tracer, function: Function | None) -> None:
@@ -148,7 +192,7 @@ class RemoteBackend:
         self._abandoned = True
 
     @contextlib.contextmanager
-    def _cancelled_by_ctrl_c(self, connection: Connection) -> Iterator[None]:
+    def _cancelled_by_ctrl_c(self, connection: AnyConnection) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as interrupt:
@@ -207,7 +251,9 @@ class RemoteBackend:
 
     # --- what a server says -----------------------------------------------------------------------
 
-    def _follow(self, events: Iterator[Event], connection: Connection, display: Display) -> Event:
+    def _follow(
+        self, events: Iterator[Event], connection: AnyConnection, display: Display
+    ) -> Event:
         """See a job to its end: show its states, print what it prints."""
 
         def beat() -> None:
@@ -227,12 +273,15 @@ class RemoteBackend:
                 return event
         raise errors.lost(self.host, "its events end before the job does", connection.job)
 
-    def _result(self, last: Event, connection: Connection, display: Display) -> results.Result:
+    def _result(self, last: Event, connection: AnyConnection, display: Display) -> results.Result:
         """What the job saved; nothing where it failed before it saved."""
         if last.data is None:
             return results.Result({}, [])
         size = last.data.get("size", 0) if isinstance(last.data, dict) else 0
         content = connection.result(last.data, display.download(size))
+        if isinstance(connection, NdifConnection):
+            names = ndif08_result.read(content, self.model, CONFIG.API.TRUST_SERVER)
+            return results.Result(names, [])
         return results.read_result(content, self._sent, self.model)
 
     def _finish(

@@ -210,3 +210,12 @@ def no_model() -> RemoteError:
         "This backend was made with the key of a model, which is enough to ask for a result. To "
         "run a block give it the model: `RemoteBackend(model)`, or `model.trace(remote=True)`."
     )
+
+
+def older_server(host: str, release: str) -> RemoteError:
+    """A server of a generation whose requests are other objects than ours can be."""
+    return RemoteError(
+        f"{host} runs nnsight {release}, and only a client of that release can talk to it: until "
+        f"0.7, requests are its own objects. Install it (`pip install nnsight=={release}`) in an "
+        "environment of its own, or use a server of nnsight 0.8 or of this package."
+    )

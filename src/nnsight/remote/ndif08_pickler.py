@@ -25,34 +25,35 @@ class Pickler(_Python):
     def __init__(self, file: Any, protocol: int | None = None, **more: Any) -> None:
         super().__init__(file, protocol, **more)
         self._alive: list[Any] = []  # the memo goes by id
+        self._nodes: dict[int, tuple[Any, Any]] = {}  # by id: an object, and what stands for it
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         if isinstance(obj, (Name, Pid, Made)):
-            self._write(obj, obj)
+            self._write(obj)
+        elif id(obj) in self._nodes:
+            self._write(self._nodes[id(obj)][1])
         elif id(obj) in self.memo or type(obj) in _PLAIN:
             super().save(obj, save_persistent_id)
         elif (node := type(self).stand_in(obj)) is obj:
             super().save(obj, save_persistent_id)
+        elif isinstance(node, (Name, Pid, Made)):
+            self._nodes[id(obj)] = obj, node
+            self._write(node)
         else:
-            self._alive.append(obj)
-            if isinstance(node, (Name, Pid, Made)):
-                self._write(node, obj)
-            else:
-                self._alive.append(node)
-                super().save(node, save_persistent_id)
+            self._alive += [obj, node]
+            super().save(node, save_persistent_id)
 
-    def _write(self, node: Any, obj: Any) -> None:
-        """Write a node, and remember that it stands for `obj`."""
-        if id(obj) in self.memo:
-            super().save(obj)
+    def _write(self, node: Any) -> None:
+        if id(node) in self.memo:
+            super().save(node)
         elif isinstance(node, Name):
             self._write_name(node)
-            self.memoize(obj)
+            self.memoize(node)
         elif isinstance(node, Pid):
             super().save(node.id)
             self.write(pickle.BINPERSID)
         else:
-            self._write_made(node, obj)
+            self._write_made(node)
 
     def _write_name(self, name: Name) -> None:
         if self.proto >= 4:
@@ -62,11 +63,11 @@ class Pickler(_Python):
         else:
             self.write(b"c" + f"{name.module}\n{name.qualname}\n".encode())
 
-    def _write_made(self, node: Made, obj: Any) -> None:
+    def _write_made(self, node: Made) -> None:
         self.save(node.maker)
         self.save(node.args)
         self.write(pickle.NEWOBJ if node.new else pickle.REDUCE)
-        self.memoize(obj)
+        self.memoize(node)
         for call in node.later:
             self.save(call.maker)
             self.save(call.args)

@@ -177,6 +177,8 @@ class _Reader:
         if isinstance(fn, Made) and _builtin(fn) == "MethodType" and len(fn.args) == 2:
             method, owner = fn.args
             if isinstance(owner, Made) and self._is_envoy(owner):
+                if isinstance(method, Made) and method.is_of("builtins.getattr"):
+                    method = method.args[0]  # of a decorated one, what is decorated
                 if isinstance(method, Name):
                     name = method.qualname.rpartition(".")[2]
                 else:  # a decorated one: it came as its text, which is that client's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 import zstandard
 
 from nnsight.remote import data_only
-from nnsight.remote.errors import NotSendableError
+from nnsight.remote.errors import NotSendableError, PayloadError, damaged
+from nnsight.remote.messages import Event
 from nnsight.remote.ndif08_pickle import Made, Name
 from nnsight.remote.ndif08_pickler import pickler_with
+from nnsight.remote.ndif08_read import unpacked
 from nnsight.traces.cache import Cache
+from nnsight.traces.recording import Store
 
 _CACHE = "nnsight.intervention.cache"
 
@@ -101,3 +105,103 @@ def _is_data(value: Any) -> bool:
             kind.__name__ not in ("generator", "coroutine", "module")
         )
     return data_only.allowed(kind)
+
+
+# --- reading, on the side of the client -----------------------------------------------------------
+
+
+def _holder(module: str, name: str, *bases: type) -> type:
+    return type(name, bases, {"__module__": module})
+
+
+_View, _Whole, _Entry = (_holder(_CACHE, name) for name in ("CacheView", "Cache", "Entry"))
+_Status = _holder("nnsight.schema.response", "Status", str)
+_PACKED = b"\x28\xb5\x2f\xfd"
+
+
+def read(content: Any, model: Any = None, trust: bool = False) -> dict[str, Any]:
+    """What a server of NDIF sends for a block: the saved values by name.
+
+    Only data is read: tensors, numbers, texts, containers, and the outputs of transformers. Nothing
+    that a server sends can run here.
+
+    Args:
+        content: the bytes.
+        model: the model of this side.
+        trust: whether the server may send anything that pickle knows, code among it.
+
+    Raises:
+        PayloadError: it is damaged, or holds what is no data.
+    """
+    plain = unpacked(content) if bytes(content[:4]) == _PACKED else bytes(content)
+    found = _loaded(plain, trust)
+    if not isinstance(found, dict):
+        raise damaged("it holds no values")
+    return {name: _ours(value, model) for name, value in found.items()}
+
+
+def _loaded(content: bytes, trust: bool = False) -> Any:
+    if trust:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    allowed: list[Any] = [_View, _Whole, _Entry, _Status]
+    for _ in range(50):
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if named is None:
+                raise damaged(f"it is no file of torch ({type(error).__name__})") from None
+            module, _, name = named[1].rpartition(".")
+            try:
+                allowed.append(data_only.objects(module, name))
+            except PayloadError:
+                raise PayloadError(
+                    f"This result holds a `{named[1]}`, which is more than data, so it was not "
+                    "read. Save the tensors and numbers in it; or, if you trust this server with "
+                    "your own machine, set `CONFIG.API.TRUST_SERVER = True`."
+                ) from None
+    raise damaged("it names too many classes")
+
+
+def _ours(value: Any, model: Any) -> Any:
+    """A value with our own classes in the place of that client's."""
+    if isinstance(value, _View):
+        return _our_cache(vars(value), model)
+    if type(value) is list:
+        return [_ours(one, model) for one in value]
+    if type(value) is dict:
+        return {name: _ours(one, model) for name, one in value.items()}
+    return value
+
+
+def _our_cache(view: dict[str, Any], model: Any) -> Any:
+    whole = vars(view["_cache"])
+    visits = {
+        str(path): [
+            {kind: v for kind, v in _values(vars(entry)) if v is not None} for entry in entries
+        ]
+        for path, entries in whole["entries"].items()
+    }
+    kinds = ("output",) * bool(whole["include_output"]) + ("input",) * bool(whole["include_inputs"])
+    asked = frozenset(whole.get("targets") or visits)
+    if model is None:
+        return visits
+    return Cache(Store(model._layout().names, asked, kinds, visits), view.get("_path") or "")
+
+
+def _values(entry: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [("output", entry.get("output")), ("input", entry.get("inputs"))]
+
+
+def binary_event(frame: bytes) -> Event:
+    """A state that came as a file of torch: the last one, with the result in it.
+
+    Raises:
+        PayloadError: it is none.
+    """
+    found = _loaded(bytes(frame))
+    if not isinstance(found, dict):
+        raise damaged("it is no state of a job")
+    id, status, text = (str(found.get(name) or "") for name in ("id", "status", "description"))
+    return Event(id, status, text, found.get("data"), found.get("meta"))
