@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nnsight import LanguageModel
 from nnsight.remote import environment, ndif08_write
 from nnsight.remote.errors import NotSendableError
 from nnsight.remote.ndif08 import Ndif08
@@ -64,3 +65,26 @@ def line() -> int:
     import sys
 
     return sys._getframe(1).f_lineno + 5
+
+
+def test_names_of_the_users_own_travel(model: Any):
+    names = {"transformer.h": "layers", "attn": "attention"}
+    renamed = LanguageModel(model.repo_id, rename=names, dispatch=True)
+    with renamed.trace("a b c"):
+        here = renamed.layers[1].attention.output[0].save()
+    with renamed.trace("a b c", backend=As(renamed, model)):
+        there = renamed.layers[1].attention.output[0].save()
+    assert difference(here, there) == 0
+
+
+class As:
+    """Writes for one model, and runs on another of the same weights."""
+
+    def __init__(self, ours: Any, theirs: Any) -> None:
+        self.ours, self.theirs = ours, theirs
+
+    def __call__(self, tracer: Any) -> None:
+        written = ndif08_write.write(tracer, self.ours, environment.is_local)
+        outcome = perform(b"".join(written.pieces), self.theirs, [].append, Ndif08())
+        assert outcome.failure is None, outcome.failure.as_text()
+        tracer.received = read(outcome.result)

@@ -121,6 +121,8 @@ class NdifConnection:
                 allow_redirects=False,
                 timeout=(min(CONNECT, self._left()), min(300.0, self._left())),
             )
+        except errors.RemoteError:
+            raise  # the deadline, which is an OSError too
         except _BROKEN as error:
             self.close()
             raise errors.lost(self.host, reason(error), "") from None
@@ -150,6 +152,8 @@ class NdifConnection:
             )
             hello = json.loads(self._socket.recv())
             return str(hello["session_id"])
+        except errors.RemoteError:
+            raise  # the deadline, which is an OSError too
         except (*_BROKEN, ValueError, KeyError, TypeError) as error:
             self.close()
             raise errors.lost(self.host, reason(error), "") from None
@@ -192,6 +196,8 @@ class NdifConnection:
                     return
                 asked = self._ping()
                 continue
+            except errors.RemoteError:
+                raise  # the deadline, which is an OSError too
             except _BROKEN as error:
                 self.notice(f"the line is lost ({reason(error)}); the job is asked for instead")
                 return
@@ -208,6 +214,8 @@ class NdifConnection:
             self._socket.ping()
             self._socket.settimeout(min(PING, self._left()))
             opcode, _ = self._socket.recv_data(control_frame=True)
+        except errors.RemoteError:
+            raise  # the deadline, which is an OSError too
         except _BROKEN:
             return True
         return opcode != websocket.ABNF.OPCODE_PONG
@@ -241,6 +249,8 @@ class NdifConnection:
         try:
             answer = self._get(f"{self.host}/response/{self.job}", self._headers())
             content = answer.content
+        except errors.RemoteError:
+            raise  # the deadline, which is an OSError too
         except _BROKEN as error:
             raise errors.lost(self.host, reason(error), self.job) from None
         if answer.status_code == 404:
@@ -260,7 +270,11 @@ class NdifConnection:
         """Hang up."""
         socket, self._socket = self._socket, None
         if socket is not None:
-            socket.close(timeout=1)
+            try:
+                socket.close(timeout=1)
+            except _BROKEN:
+                pass
+            socket.shutdown()  # where the other side had hung up first
 
     def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray:
         """The bytes that the last event holds or leads to.
@@ -295,6 +309,8 @@ class NdifConnection:
                 size = size or answer.headers.get("Content-Length", "")
                 if not size.isdigit() or len(found) >= int(size):
                     return found
+            except errors.RemoteError:
+                raise  # the deadline, which is an OSError too
             except _BROKEN as error:
                 why = reason(error)
             if failing.left <= 0:

@@ -203,7 +203,9 @@ class _Reader:
         """Find the roots: each is a view of the model, with edits of its own."""
         for node in _reached(graph):
             if isinstance(node, Made) and self._is_envoy(node) and "repo_id" in node.state:
-                view = self.root if not self.views else self.model._twin()
+                if not self.views:
+                    self._rename(node)
+                view = self.root if not self.views else self.root._twin()
                 view._edits().clear()
                 self.views[id(node)] = view
                 self.kept.append(node)
@@ -212,6 +214,19 @@ class _Reader:
                     child = below.pop()
                     self.of_view[id(child)] = id(node)
                     below += [c for c in child.state["_children"] if isinstance(c, Made)]
+
+    def _rename(self, root: Made) -> None:
+        """See the model by the names that its client gave to modules."""
+        aliases: dict[str, dict[str, str]] = {}
+        below = [root]
+        while below:
+            node = below.pop()
+            below += [c for c in node.state["_children"] if isinstance(c, Made)]
+            if names := node.state.get("_aliases"):
+                aliases[node.state["path"].partition(".")[2]] = dict(self.value(names))
+        if aliases:
+            settings = {**self.model._remote_settings(), "aliases": aliases}
+            self.root = self.model._with_remote_settings(settings)
 
     def _envoy(self, node: Made) -> Any:
         view = self.views.get(self.of_view.get(id(node), 0), self.root)
