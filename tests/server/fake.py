@@ -31,6 +31,12 @@ class Fake:
         exec(bytes(body).decode(), names)
         return Outcome(names["result"], names["failure"])
 
+    def perform_apart(self, format: str, body: memoryview, say: Any) -> Outcome:
+        return Outcome(b"apart", None)
+
+    def ready_apart(self) -> None:
+        pass
+
     def changed(self) -> list[str]:
         return self._changed
 

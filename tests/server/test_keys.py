@@ -27,7 +27,10 @@ class Locked(Server):
     def __init__(self, data: Path) -> None:
         super().__init__(data)
         store = Store(data / "server.db")
-        self.mine, self.other = keys.add(store, "mine"), keys.add(store, "other", as_uuid=True)
+        self.mine, self.other = (
+            keys.add(store, name, trusted=True, as_uuid=name == "other")
+            for name in ("mine", "other")
+        )
         self.untrusted = keys.add(store, "guest", trusted=False)
         store.close()
 
@@ -83,7 +86,10 @@ def test_two_keys_may_send_under_one_token(locked: Locked):
 
 
 def test_a_key_that_is_not_trusted(locked: Locked):
-    answer = as_(locked, locked.untrusted).post("result = b'1'")
+    ended = as_(locked, locked.untrusted).run("result = b'1'")
+    assert ended["status"] == "COMPLETED" and ended["data"]["size"] == len(b"apart")
+    form = {"data": '{"model_key": "x"}'}
+    answer = locked.call("POST", "/request", data=form, files={"blob": b"x"})
     assert answer.status_code == 403 and "sandbox" in answer.json()["detail"]
     assert locked.get("/whoami").json()["name"] == "guest"
 
@@ -158,7 +164,7 @@ def command(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_keys_are_made_listed_and_removed(tmp_path: Path):
     made = command(tmp_path, "keys", "add", "alice").stdout.splitlines()[0]
-    plain = command(tmp_path, "keys", "add", "bob", "--uuid", "--untrusted").stdout.splitlines()[0]
+    plain = command(tmp_path, "keys", "add", "bob", "--uuid", "--trusted").stdout.splitlines()[0]
     assert uuid.UUID(plain).version == 4 and "." in made
     listed = command(tmp_path, "keys", "list").stdout
     assert "alice" in listed and "untrusted" in listed and made not in listed

@@ -16,6 +16,7 @@ from nnsight.server.errors import CannotServe, FolderInUse
 from nnsight.server.files import Folder
 from nnsight.server.limits import MIB, Limits
 from nnsight.server.naming import Served
+from nnsight.server.sandbox.confine import layers as sandbox_layers
 from nnsight.server.store import Store
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "websockets")
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--doctor", action="store_true", help="say what protects this machine")
     parser.add_argument("--uuid", action="store_true", help="keys add: a UUID, for NDIF's client")
     parser.add_argument(
-        "--untrusted", action="store_true", help="keys add: code that needs a sandbox"
+        "--trusted", action="store_true", help="keys add: code that needs no sandbox"
     )
 
 
@@ -182,8 +183,7 @@ def manage_keys(options: argparse.Namespace) -> str:
     try:
         match options.models[1:]:
             case ["add", name]:
-                trusted = not options.untrusted
-                text = keys.add(store, name, trusted=trusted, as_uuid=options.uuid)
+                text = keys.add(store, name, trusted=options.trusted, as_uuid=options.uuid)
                 return f"{text}\nThis is the only time that the key is shown."
             case ["remove", id]:
                 return "removed" if keys.remove(store, id) else f"there is no key of id {id}"
@@ -204,8 +204,8 @@ def manage_keys(options: argparse.Namespace) -> str:
 _USED = {
     "prlimit": "on the process of each model: no core files, few open files, --memory",
     "no_new_privs": "on the process of each model: no setuid program gains rights",
-    "landlock": "not used yet: it is for the sandbox of untrusted keys",
-    "seccomp": "not used yet: it is for the sandbox of untrusted keys",
+    "landlock": "on each sandbox: no files but those of Python, no TCP",
+    "seccomp": "on each sandbox: no sockets, processes, signals, no file is written",
 }
 
 
@@ -217,5 +217,6 @@ def doctor() -> str:
         lines.append(f"{name:13} {has}; {_USED[name] if found else 'nothing is done'}")
     lines.append("environment   the process of a model gets no variable but those it needs")
     lines.append("folder        it starts in an empty one; the server's own is given by open files")
-    lines.append("sandbox       none yet: jobs of untrusted keys are refused")
+    active = [name for name, what in sandbox_layers().items() if what]
+    lines.append(f"sandbox       keys that are not trusted: one for each job ({', '.join(active)})")
     return "\n".join(lines)

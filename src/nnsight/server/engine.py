@@ -26,6 +26,7 @@ class Task:
     format: str
     request: Path  # to read
     result: Path  # to write
+    trusted: bool = True  # its code may run where the weights are
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def unknown_key() -> Refused:
 def untrusted() -> Refused:
     return Refused(
         403,
-        "This key is not trusted with the process of the model, and this server has no sandbox for "
-        "other code yet; ask whoever runs it for a trusted key.",
+        "This key is not trusted: its code runs in a sandbox, which takes requests of nnsight/1 and "
+        "none of NDIF's protocol. Send it with this library, or ask for a trusted key.",
     )
 
 
@@ -277,6 +277,14 @@ def request_lost() -> End:
 
 def fault() -> End:
     return End("ServerFault", "the server is at fault; its log says more. Send the job again.")
+
+
+def no_sandbox() -> End:
+    return End(
+        "Untrusted",
+        "this key is not trusted, and this model has no sandbox for requests of this protocol; ask "
+        "for a trusted key.",
+    )
 
 
 def prints_full(limits: Limits) -> str:

@@ -31,7 +31,7 @@ NOBODY = Key("", "", False)
 """Who comes with a signed link to one result and nothing else."""
 
 
-def add(store: Store, name: str, *, trusted: bool = True, as_uuid: bool = False) -> str:
+def add(store: Store, name: str, *, trusted: bool = False, as_uuid: bool = False) -> str:
     """Make a key; its text is in no place but the value given back."""
     id = secrets.token_hex(4)
     text = str(uuid.uuid4()) if as_uuid else f"{id}.{secrets.token_urlsafe(32)}"
@@ -58,6 +58,17 @@ def known(store: Store, text: str) -> Key | None:
         "SELECT id, name, trusted FROM keys WHERE hash = ?", (_hash(text),)
     ).fetchone()
     return None if found is None else Key(found[0], found[1], bool(found[2]))
+
+
+def is_trusted(store: Store, id: str) -> bool:
+    """Whether the code of jobs of this key may run in the process that holds the weights.
+
+    A key that is there no more is not trusted.
+    """
+    if id == LOCAL.id:
+        return LOCAL.trusted
+    row = store.base.execute("SELECT trusted FROM keys WHERE id = ?", (id,)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def are_needed(store: Store) -> bool:

@@ -38,6 +38,7 @@ class Run(msgspec.Struct, tag="run", frozen=True):
 
     job: str
     format: str
+    trusted: bool  # its code may run in this process
 
 
 class Check(msgspec.Struct, tag="check", frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.remote import ndif08
 from nnsight.remote.perform import Outcome, perform
+from nnsight.server import errors
+from nnsight.server.sandbox.process import Nursery
 from nnsight.server.surroundings import Setting, noted, put_back
 from nnsight.server.weights import Weights
 
@@ -29,8 +32,8 @@ _TORCH: tuple[Setting, ...] = (
 class Loaded:
     """A model with its weights, ready for requests (`Loaded` of `worker.py`)."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, nursery: Nursery | None = None) -> None:
+        self._model, self._nursery = model, nursery
         self._weights = Weights(model._module)
         self._torch = noted(_TORCH)
         self.facts = facts(model)
@@ -39,6 +42,17 @@ class Loaded:
         if format.startswith(ndif08.FORMAT):
             return perform(body, self._model, say, ndif08.Ndif08(format.endswith("+zstd")))
         return perform(body, self._model, say)
+
+    def ready_apart(self) -> None:
+        if self._nursery is not None:
+            self._nursery.open()
+
+    def perform_apart(
+        self, format: str, body: memoryview, say: Callable[[str], None]
+    ) -> Outcome:
+        if format != "nnsight/1" or self._nursery is None:
+            return Outcome(None, errors.no_sandbox().failure)
+        return self._nursery.perform(body, self._model, say)
 
     def changed(self) -> list[str]:
         put_back(self._torch)
@@ -58,14 +72,29 @@ class Loaded:
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
     """The model of a hub id or folder, with its weights."""
-    repo_id, _, revision = model.partition("@")
     if "device_map" not in options and torch.cuda.is_available():
         options = {**options, "device_map": "auto"}
+    seen = opened(model, options)
+    seen.dispatch()
+    return Loaded(seen, Nursery("nnsight.server.models:skeleton", model, options))
+
+
+def opened(model: str, options: dict[str, Any]) -> Any:
+    """The model of a hub id or folder, before its weights are read."""
+    repo_id, _, revision = model.partition("@")
     seen = TransformersModel(repo_id, revision=revision or None, **options)
     if type(seen._module).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         seen = LanguageModel(repo_id, revision=revision or None, **options)
-    seen.dispatch()
-    return Loaded(seen)
+    return seen
+
+
+def skeleton(model: str, options: dict[str, Any]) -> Any:
+    """The same without weights, for sandboxes, with all that is read from files."""
+    seen = opened(model, {name: v for name, v in options.items() if name != "device_map"})
+    for name in ("tokenizer", "processor"):
+        with contextlib.suppress(Exception):  # a model without one
+            getattr(seen, name)
+    return seen
 
 
 def facts(model: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Process:
             with task.request.open("rb") as request, part_of(task.result).open("wb") as result:
                 self.state.state = "busy"
                 files = [request.fileno(), result.fileno()]
-                return await self._ask(Run(task.job, task.format), files)
+                return await self._ask(Run(task.job, task.format, task.trusted), files)
         finally:
             self._hearer = None
             for timer in (alarm, self._mercy):

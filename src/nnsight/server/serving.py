@@ -238,7 +238,9 @@ class Serving:
             return
         self._positions.pop(id, None)
         task = Task(
-            id, job.model, job.key, job.format, self.folder.request(id), self.folder.result(id)
+            *(id, job.model, job.key, job.format),
+            *(self.folder.request(id), self.folder.result(id)),
+            keys.is_trusted(self.store, job.key),
         )
         began = functools.partial(self._try_note, id, RUNNING, "Your job is running.")
         hear = Hearer(began, functools.partial(self._try_note, id, LOG))

@@ -43,6 +43,10 @@ class Surroundings:
         self._children = _children()
         self._threads = {thread.ident for thread in threading.enumerate()}
 
+    def know_children(self) -> None:
+        """The processes that are there now belong to this one."""
+        self._children = _children()
+
     def put_back(self) -> list[str]:
         """Put back what can be, with fresh random numbers; what is left of a job that cannot."""
         put_back(self._was)

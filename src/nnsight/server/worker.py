@@ -64,6 +64,16 @@ class Loaded(Protocol):
         """Run a request; errors of the block are in the outcome."""
         ...
 
+    def perform_apart(
+        self, format: str, body: memoryview, say: Callable[[str], None]
+    ) -> Outcome:
+        """Run a request whose code may not run in this process."""
+        ...
+
+    def ready_apart(self) -> None:
+        """Start what such requests run in, if it does not run yet."""
+        ...
+
     def peak(self) -> int:
         """The most bytes that accelerators held since the last call."""
         ...
@@ -175,8 +185,12 @@ def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, here:
     try:
         # a copy of its own, page by page as they are written to: tensors lie in it
         body = mmap.mmap(request.fileno(), 0, access=mmap.ACCESS_COPY)
+        if not run.trusted:
+            loaded.ready_apart()
+            here.surroundings.know_children()
+        perform = loaded.perform if run.trusted else loaded.perform_apart
         with here.interrupts.raised():
-            outcome = loaded.perform(run.format, memoryview(body), prints.write)
+            outcome = perform(run.format, memoryview(body), prints.write)
         size, failure = written(outcome, result, start.result)
     except BaseException as error:
         size, failure = None, fault(error)

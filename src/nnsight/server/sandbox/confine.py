@@ -45,13 +45,22 @@ def _limit(memory: int, seconds: float) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: 256,
-        resource.RLIMIT_AS: memory,
+        resource.RLIMIT_AS: memory + _mapped(),
         resource.RLIMIT_CPU: (int(seconds) + 60) * (os.cpu_count() or 1),
     }
     for kind, most in limits.items():
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most))
+
+
+def _mapped() -> int:
+    """Bytes of address space that this process has already."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 def _of_python() -> set[str]:
@@ -61,6 +70,7 @@ def _of_python() -> set[str]:
     """
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     places |= {str(Path(__file__).parents[2]), "/usr/lib", "/usr/lib64", "/lib", "/lib64"}
+    places |= {"/proc/cpuinfo", "/sys/devices/system/cpu"}  # torch chooses its kernels by them
     places |= {"/usr/share/zoneinfo", "/dev/urandom", "/dev/null", "/etc/localtime"}
     return {place for place in places if place}
 

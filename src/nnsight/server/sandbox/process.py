@@ -37,7 +37,7 @@ class Bounds(msgspec.Struct, frozen=True):
     """What one guest may use."""
 
     seconds: float = 24 * 3600.0
-    memory: int = 16 * 1024 * MIB  # bytes of address space
+    memory: int = 8 * 1024 * MIB  # bytes of address space, beside what Python and torch take
     message: int = 2048 * MIB  # bytes of one message, and of one tensor
 
 
@@ -82,7 +82,7 @@ class Nursery:
         self.close()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "nnsight.server.sandbox.nursery", str(theirs.fileno())]
-        environment = {**clean_environment(None), "HF_HUB_OFFLINE": "1"}
+        environment = {**clean_environment(None), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         with theirs:
             self._process = subprocess.Popen(
