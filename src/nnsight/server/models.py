@@ -47,9 +47,7 @@ class Loaded:
         if self._nursery is not None:
             self._nursery.open()
 
-    def perform_apart(
-        self, format: str, body: memoryview, say: Callable[[str], None]
-    ) -> Outcome:
+    def perform_apart(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
         if format != "nnsight/1" or self._nursery is None:
             return Outcome(None, errors.no_sandbox().failure)
         return self._nursery.perform(body, self._model, say)

@@ -64,9 +64,7 @@ class Loaded(Protocol):
         """Run a request; errors of the block are in the outcome."""
         ...
 
-    def perform_apart(
-        self, format: str, body: memoryview, say: Callable[[str], None]
-    ) -> Outcome:
+    def perform_apart(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
         """Run a request whose code may not run in this process."""
         ...
 

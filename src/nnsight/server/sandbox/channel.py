@@ -12,6 +12,9 @@ from nnsight.remote.values import Writer
 from nnsight.server.sandbox.errors import Broken, Gone, passed_limit
 
 
+_OVER = "its time is over"
+
+
 class Memory(bytearray):
     """The bytes of one message. Tensors lie in it, and can be known to be gone when it is."""
 
@@ -46,6 +49,8 @@ class Channel:
                 if memoryview(piece).nbytes:
                     self._in_time()
                     self._end.sendall(piece)
+        except TimeoutError:
+            raise Gone(_OVER) from None
         except OSError as error:
             raise Gone(str(error)) from None
 
@@ -79,6 +84,8 @@ class Channel:
             try:
                 self._in_time()
                 count = self._end.recv_into(view[at:])
+            except TimeoutError:
+                raise Gone(_OVER) from None
             except OSError as error:
                 raise Gone(str(error)) from None
             if not count:
@@ -90,7 +97,7 @@ class Channel:
         if self._until is not None:
             left = self._until - time.monotonic()
             if left <= 0:
-                raise TimeoutError("its time is over")
+                raise TimeoutError
             self._end.settimeout(left)
 
     def close(self) -> None:

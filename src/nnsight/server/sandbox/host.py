@@ -76,14 +76,19 @@ class Host:
             Gone: it has ended before.
             Broken: it sent what makes no sense.
         """
-        while True:
-            message, reader = self.receive()
-            if message["do"] == "end":
-                return message
-            if message["do"] == "run":
-                self._run(message, reader)
-            else:
-                self._at_once(message, reader)
+        try:
+            while True:
+                message, reader = self.receive()
+                if message["do"] == "end":
+                    return message
+                if message["do"] == "run":
+                    self._run(message, reader)
+                else:
+                    self._at_once(message, reader)
+        except (Gone, Broken):
+            raise
+        except Exception as error:  # of the block they are told: what is left is of the message
+            raise Broken(f"{type(error).__name__}: {error}") from error
 
     # --- messages ---------------------------------------------------------------------------------
 

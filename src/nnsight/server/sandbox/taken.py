@@ -60,6 +60,9 @@ class _FromTheModel(torch.autograd.Function):
         raise no_gradients()
 
 
+_ANCHOR = torch.empty(0, requires_grad=True)  # so that what comes of it requires gradients
+
+
 @dataclass
 class _Tensor:
     """One tensor that was given: as long as anything lies in its memory."""
@@ -127,7 +130,7 @@ class Taken:
         inside = 0 <= start and start + size <= len(self._memory) and size > 0
         tensor = content
         if requires_grad and torch.is_grad_enabled():
-            tensor = _FromTheModel.apply([content], *self._before)
+            tensor = _FromTheModel.apply([content], _ANCHOR, *self._before)
             self._before = [tensor]
         entry = _Tensor(
             ref(tensor),

@@ -1,0 +1,257 @@
+"""What the code of a user who is not trusted tries, as that user would write it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnsight.remote.errors import RemoteError
+from nnsight.server.sandbox import landlock, seccomp
+from tests.server.sandbox.apart import Sandbox
+
+ONE = "The cat sat"
+confined = pytest.mark.skipif(
+    not landlock.version() or not seccomp.available(), reason="needs Landlock and seccomp"
+)
+
+
+def healthy(sandbox: Sandbox) -> None:
+    """The next job gives what it should."""
+    model = sandbox.model
+    with model.trace(ONE, backend=sandbox):
+        there = model.lm_head.output.save()
+    with model.trace(ONE):
+        here = model.lm_head.output.save()
+    assert torch.equal(here, there)
+
+
+@confined
+def test_files_are_not_there(sandbox: Sandbox, tmp_path: Path, gpt2_folder: Path) -> None:
+    secret = tmp_path / "server.db"
+    secret.write_text("a key")
+    paths = [str(secret), "/etc/passwd", str(gpt2_folder / "config.json"), "/proc/self/environ"]
+    paths += [f"/proc/{os.getpid()}/environ", f"/proc/{os.getpid()}/mem", "/proc/self/maps"]
+    model = sandbox.model
+    with model.trace(ONE, backend=sandbox):
+        said = [].save()
+        for path in paths:
+            try:
+                with open(path, "rb") as file:
+                    said.append(file.read(10))
+            except OSError as error:
+                said.append(type(error).__name__)
+    assert said == ["PermissionError"] * len(paths)
+
+
+@confined
+def test_nothing_is_written_removed_started_or_reached(sandbox: Sandbox, tmp_path: Path) -> None:
+    kept, new, parent = tmp_path / "kept", tmp_path / "new", os.getpid()
+    kept.write_text("kept")
+    model, gone, made = sandbox.model, str(kept), str(new)
+    with model.trace(ONE, backend=sandbox):
+        import os as there
+        import signal
+        import socket
+        import subprocess
+
+        tries = [
+            lambda: open(made, "w"),
+            lambda: there.unlink(gone),
+            lambda: there.truncate(gone, 0),
+            lambda: there.rename(gone, made),
+            lambda: there.mkdir(made),
+            lambda: there.chmod(gone, 0),
+            lambda: there.fork(),
+            lambda: subprocess.run(["/bin/true"]),
+            lambda: there.execv("/bin/true", ["true"]),
+            lambda: there.kill(parent, signal.SIGKILL),
+            lambda: there.kill(there.getppid(), signal.SIGKILL),
+            lambda: there.setsid(),
+            lambda: socket.socket(),
+            lambda: socket.create_connection(("127.0.0.1", 80), 1),
+            lambda: there.memfd_create("x"),
+        ]
+        said = [].save()
+        for attempt in tries:
+            try:
+                attempt()
+                said.append("done")
+            except OSError as error:
+                said.append(type(error).__name__)
+    assert said == ["PermissionError"] * len(said) and len(said) == 15
+    assert kept.read_text() == "kept" and not new.exists()
+
+
+def test_the_environment_is_empty(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with model.trace(ONE, backend=sandbox):
+        import os as there
+
+        found = dict(there.environ).save()
+        descriptors = [].save()
+        for number in range(3, 64):
+            try:
+                there.fstat(number)
+                descriptors.append(number)
+            except OSError:
+                pass
+    assert found == {}
+    assert len(descriptors) <= 5  # its socket, and those that threads wait with
+
+
+@confined
+def test_memory_of_others_is_out_of_reach(sandbox: Sandbox) -> None:
+    model, parent = sandbox.model, os.getpid()
+    with model.trace(ONE, backend=sandbox):
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        attached = libc.ptrace(16, parent, 0, 0)
+        traced = [attached, ctypes.get_errno()].save()
+        libc.prctl(1, 0, 0, 0, 0)
+        left = [libc.prctl(1, 0, 0, 0, 0), libc.syscall(302, parent, 7, 0, 0)].save()
+    assert traced == [-1, 1] and left == [-1, -1]
+
+
+@pytest.mark.parametrize("how", ["in place", "through data", "set", "module"])
+def test_the_weights_stay_as_they_are(sandbox: Sandbox, how: str) -> None:
+    model = sandbox.model
+    before = model.lm_head.weight.clone()
+    with pytest.raises(
+        (RemoteError, RuntimeError), match=r"belongs to the model|changes the model"
+    ):
+        with model.trace(ONE, backend=sandbox):
+            if how == "in place":
+                with torch.no_grad():
+                    model.lm_head.weight.zero_()
+            elif how == "through data":
+                model.lm_head.weight.data[:] = 0
+            elif how == "set":
+                model.lm_head.weight = torch.nn.Parameter(torch.zeros(400, 48))
+            else:
+                model.transformer.h[0].mlp = torch.nn.Identity()
+            model.lm_head.output.save()
+    assert torch.equal(before, model.lm_head.weight)
+    healthy(sandbox)
+
+
+def test_a_guest_that_leaves(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with pytest.raises(RemoteError, match="ended before the block did"):
+        with model.trace(ONE, backend=sandbox):
+            import os as there
+
+            model.transformer.h[1].output.save()
+            there._exit(0)
+    healthy(sandbox)
+
+
+def test_memory_has_an_end(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with pytest.raises(RemoteError, match=r"(?i)alloc|memory"):
+        with model.trace(ONE, backend=sandbox):
+            much = torch.ones(10 * 2**30 // 4)
+            (much.sum() + model.lm_head.output.sum()).save()
+    healthy(sandbox)
+
+
+def test_recursion_has_an_end(sandbox: Sandbox) -> None:
+    model = sandbox.model
+
+    def deep(n: int) -> int:
+        return deep(n + 1)
+
+    with pytest.raises(RecursionError):
+        with model.trace(ONE, backend=sandbox):
+            deep(0).save()
+    healthy(sandbox)
+
+
+@pytest.mark.parametrize("what", ["loop", "sleep", "call"])
+def test_time_has_an_end(gpt2_folder: Path, what: str) -> None:
+    from nnsight.modeling.language import LanguageModel
+    from tests.server.sandbox.conftest import MAKE
+
+    model = LanguageModel(gpt2_folder, dispatch=True)
+    short = Sandbox(model, MAKE, gpt2_folder, seconds=1.0)
+    began = time.monotonic()
+    try:
+        with pytest.raises(RemoteError, match="longer than the 1 s"):
+            with model.trace(ONE, backend=short):
+                hidden = model.transformer.h[1].output
+                if what == "loop":
+                    while True:
+                        pass
+                if what == "sleep":
+                    import time as there
+
+                    there.sleep(1e9)
+                huge = torch.ones(20000, 20000)
+                for _ in range(1000):
+                    huge = huge @ huge
+                (hidden.sum() + huge.sum()).save()
+        assert time.monotonic() - began < 10
+    finally:
+        short.close()
+
+
+def test_a_flood_of_prints(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    sandbox.said.clear()
+    with model.trace(ONE, backend=sandbox):
+        for number in range(20_000):
+            print(number)
+        logits = model.lm_head.output.save()
+    assert "".join(sandbox.said).split()[-1] == "19999" and logits.shape[0] == 1
+
+
+def test_options_that_run_code_are_not_taken(sandbox: Sandbox) -> None:
+    model: Any = sandbox.model
+    with pytest.raises(RemoteError, match="custom_generate"):
+        with model.generate(ONE, custom_generate="someone/repo", max_new_tokens=1, backend=sandbox):
+            model.lm_head.output.save()
+    with pytest.raises(RemoteError, match="forward or a method"):
+        with model.transformer.trace(torch.zeros(1, 3), fn="save_pretrained", backend=sandbox):
+            model.lm_head.output.save()
+    healthy(sandbox)
+
+
+def test_code_does_not_go_to_the_model(sandbox: Sandbox) -> None:
+    model = sandbox.model
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("reached",)
+
+    with pytest.raises(RemoteError, match="cannot go from a sandbox to the model"):
+        with model.trace(ONE, backend=sandbox):
+            model.transformer.h[1].output = Evil()
+            model.lm_head.output.save()
+    healthy(sandbox)
+
+
+def test_gradients_are_refused(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with pytest.raises(RuntimeError, match="Gradients do not pass from a sandbox"):
+        with model.trace(ONE, backend=sandbox):
+            hidden = model.transformer.h[1].output
+            loss = model.lm_head.output.sum() + hidden.sum()
+            with loss.backward():
+                hidden.grad.save()
+    with pytest.raises(RuntimeError, match="Gradients do not pass from a sandbox"):
+        with model.trace(ONE, backend=sandbox):
+            hidden = model.transformer.h[1].output
+            loss = model.lm_head.output.sum() + hidden.sum()
+            torch.autograd.grad(loss, hidden)[0].save()
+    with pytest.raises(RuntimeError, match="Gradients do not pass from a sandbox"):
+        with model.trace(ONE, backend=sandbox):
+            hidden = model.transformer.h[1].output.detach().requires_grad_()
+            model.transformer.h[1].output = hidden
+            loss = model.lm_head.output.sum() + hidden.sum()
+            torch.autograd.grad(loss, hidden)[0].save()
+    healthy(sandbox)
