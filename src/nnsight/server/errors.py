@@ -84,14 +84,6 @@ def unknown_key() -> Refused:
     return Refused(403, "This server does not know this key; ask whoever runs it for one.")
 
 
-def untrusted() -> Refused:
-    return Refused(
-        403,
-        "This key is not trusted: its code runs in a sandbox, which takes requests of nnsight/1 and "
-        "none of NDIF's protocol. Send it with this library, or ask for a trusted key.",
-    )
-
-
 def foreign_page(origin: str) -> Refused:
     return Refused(403, f"This server does not answer pages of other sites ({origin}).")
 
@@ -282,8 +274,7 @@ def fault() -> End:
 def no_sandbox() -> End:
     return End(
         "Untrusted",
-        "this key is not trusted, and this model has no sandbox for requests of this protocol; ask "
-        "for a trusted key.",
+        "this key is not trusted, and this model has no sandbox; ask for a trusted key.",
     )
 
 

@@ -12,9 +12,9 @@ import torch
 
 from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.transformers import TransformersModel
-from nnsight.remote import ndif08
 from nnsight.remote.perform import Outcome, perform
 from nnsight.server import errors
+from nnsight.server.formats import format_of
 from nnsight.server.sandbox.process import Nursery
 from nnsight.server.surroundings import Setting, noted, put_back
 from nnsight.server.weights import Weights
@@ -39,18 +39,16 @@ class Loaded:
         self.facts = facts(model)
 
     def perform(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
-        if format.startswith(ndif08.FORMAT):
-            return perform(body, self._model, say, ndif08.Ndif08(format.endswith("+zstd")))
-        return perform(body, self._model, say)
+        return perform(body, self._model, say, format_of(format))
 
     def ready_apart(self) -> None:
         if self._nursery is not None:
             self._nursery.open()
 
     def perform_apart(self, format: str, body: memoryview, say: Callable[[str], None]) -> Outcome:
-        if format != "nnsight/1" or self._nursery is None:
+        if self._nursery is None:
             return Outcome(None, errors.no_sandbox().failure)
-        return self._nursery.perform(body, self._model, say)
+        return self._nursery.perform(body, self._model, say, format)
 
     def changed(self) -> list[str]:
         put_back(self._torch)

@@ -11,7 +11,6 @@ from nnsight.remote.errors import PayloadError
 from nnsight.remote.values import Writer
 from nnsight.server.sandbox.errors import Broken, Gone, passed_limit
 
-
 _OVER = "its time is over"
 
 

@@ -25,8 +25,9 @@ from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import WAIT, Request
 from nnsight.interleave.worker import Worker
-from nnsight.remote.perform import Ours, Outcome, failure_of, perform
+from nnsight.remote.perform import Outcome, failure_of, perform
 from nnsight.remote.values import Writer
+from nnsight.server.formats import format_of
 from nnsight.server.sandbox.channel import Channel, Memory
 from nnsight.server.sandbox.errors import (
     Gone,
@@ -69,15 +70,15 @@ class Guest:
 
     # --- the request ------------------------------------------------------------------------------
 
-    def perform(self, body: Any) -> Outcome:
-        """Run the block of a message."""
+    def perform(self, body: Any, format: str) -> Outcome:
+        """Run the block of a message, as `remote.perform.perform` does."""
         guest = self.skeleton.elsewhere = self
 
         def apart(trace: Trace, *given: Any) -> Any:
             return guest.trace(trace, *given)
 
         Trace.apart = apart
-        outcome = perform(body, self.model, self._say, Ours(compress=False))
+        outcome = perform(body, self.model, self._say, format_of(format, compress=False))
         if outcome.failure is None:
             try:
                 self.skeleton.refuse_changed()
@@ -472,7 +473,7 @@ def main(channel: Channel, skeleton: Skeleton) -> None:
         order, _, buffers, _ = channel.receive()
         assert order["do"] == "perform"
         guest = Guest(channel, skeleton)
-        outcome = guest.perform(buffers[0])
+        outcome = guest.perform(buffers[0], order["format"])
         writer = Writer()
         failure = None if outcome.failure is None else msgspec.json.encode(outcome.failure)
         root = {"do": "end", "failure": failure, "result": outcome.result is not None}

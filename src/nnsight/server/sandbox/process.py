@@ -107,13 +107,16 @@ class Nursery:
             process.kill()
             process.wait()
 
-    def perform(self, body: Any, model: Any, say: Callable[[str], None]) -> Outcome:
+    def perform(
+        self, body: Any, model: Any, say: Callable[[str], None], format: str = "nnsight/1"
+    ) -> Outcome:
         """Run the block of a message in a guest, beside `model`, as `remote.perform.perform` does.
 
         Args:
             body: the message.
             model: the model with its weights, in this process.
             say: is given what the block prints.
+            format: how the message is written.
         """
         ours, theirs = socket.socketpair()
         channel = Channel(ours, self.bounds.message, time.monotonic() + self.bounds.seconds)
@@ -125,7 +128,7 @@ class Nursery:
             with _ended_by_interrupts(guest):
                 writer = Writer()
                 writer.attach(body)
-                channel.send({"do": "perform"}, writer)
+                channel.send({"do": "perform", "format": format}, writer)
                 return _outcome(Host(channel, model, say, self.bounds.message).serve())
         except Gone as error:
             return Outcome(None, _failure(_how(str(error), guest, self.bounds)))
