@@ -56,9 +56,10 @@ def arrived(
     graph = graph_of(plain)
     with shown_texts() as show:
         try:
-            yield _Reader(model, show).request(graph)
+            found = _Reader(model, show).request(graph)
         except RecursionError:
             raise damaged("its parts stand too deep in each other") from None
+        yield found
 
 
 def unpacked(content: Any, largest: int = LARGEST) -> bytes:
