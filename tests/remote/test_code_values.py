@@ -6,6 +6,7 @@ import abc
 import asyncio
 import contextlib
 import functools
+import sys
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -245,6 +246,8 @@ TABLE: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize("number", range(len(TABLE)))
 def test_code_survives(number: int):
     value, right = TABLE[number]
+    if sys.version_info < (3, 11) and isinstance(value, list):
+        pytest.skip("Python 3.10 keeps no columns, by which lambdas of one line are told apart")
     assert right(passed(value)), value
 
 
