@@ -62,6 +62,14 @@ class Slotted:
         return self.a + self.__b
 
 
+def five() -> int:
+    return 5
+
+
+def minus(a: int, b: int) -> int:
+    return a - b
+
+
 class Color(enum.Enum):
     RED = 1
     GREEN = "g"
@@ -209,7 +217,7 @@ def test_a_long_chain_of_objects_survives():
 
 OBJECTS: list[tuple[Any, Any]] = [
     (collections.defaultdict(list, {1: [2]}), lambda v: v.default_factory is list and v[1] == [2]),
-    (collections.defaultdict(lambda: 5), lambda v: v["missing"] == 5),
+    (collections.defaultdict(five), lambda v: v["missing"] == 5),
     (collections.deque([1, 2], maxlen=3), lambda v: list(v) == [1, 2] and v.maxlen == 3),
     (collections.Counter("hello"), lambda v: v["l"] == 2),
     (collections.ChainMap({1: 2}, {3: 4}), lambda v: v[3] == 4),
@@ -227,7 +235,7 @@ OBJECTS: list[tuple[Any, Any]] = [
     (pathlib.Path("/a/b"), lambda v: v.name == "b"),
     (re.compile("a+"), lambda v: v.match("aa")),
     (functools.partial(max, 3, key=abs), lambda v: v(-5) == -5),
-    (functools.partial(lambda a, b: a - b, 3), lambda v: v(1) == 2),
+    (functools.partial(minus, 3), lambda v: v(1) == 2),
     (operator.attrgetter("x"), lambda v: v(Pair(4)) == 4),
     (operator.itemgetter(1), lambda v: v([1, 2]) == 2),
     ([1, 2].append, lambda v: v.__self__ == [1, 2]),
@@ -298,7 +306,10 @@ def test_what_is_tied_to_this_process_is_refused(tmp_path: pathlib.Path):
             (file, "is a `TextIOWrapper`, which cannot be sent: it is open in this process. Send"),
             ((x for x in [1]), "is a `generator`, which cannot be sent: it is half run, here. S"),
             (threading.Lock(), "is a `lock`, which cannot be sent: it belongs to this process."),
-            (threading.Thread(), "cannot be sent: it "),
+            (
+                threading.Thread(),
+                "is a `Thread`, which cannot be sent: it belongs to this process.",
+            ),
             (line, "is a `socket`, which cannot be sent: it belongs to this process. Make it in"),
             (memoryview(b"x"), "is a `memoryview`, which cannot be sent: nothing says how to make"),
             (types.ModuleType("__main__"), "is the module `__main__`, which cannot be sent: it is"),

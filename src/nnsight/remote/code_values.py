@@ -62,6 +62,8 @@ class CodeWriter:
     def __call__(self, value: Any, writer: Writer) -> Node | None:
         if isinstance(value, FunctionType):
             return self._function(value, writer)
+        if type(value) is types.GenericAlias:  # of which Python 3.10 says that it is a class
+            return writer.reduced(value)
         if isinstance(value, type):
             return self._class(value, writer)
         if isinstance(value, ModuleType):

@@ -215,6 +215,8 @@ class Writer:
         """
         kind = type(value)
         reducer = copyreg.dispatch_table.get(kind)
+        if isinstance(value, threading.Thread):  # or what it holds would be refused
+            raise self.refused(value, *_why(value))
         try:
             made = value.__reduce_ex__(4) if reducer is None else reducer(value)
         except Exception:
