@@ -543,3 +543,30 @@ def test_a_change_in_one_invoke_is_that_of_its_prompt_alone(family):
     real = slice(-4, None) if left else slice(4)
     torch.testing.assert_close(changed[:, real], solo, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(untouched, plain, atol=1e-4, rtol=1e-4)
+
+
+class TestTooLate:
+    """What a block changes in a value that the model has gone on from is said, not lost."""
+
+    @pytest.mark.parametrize("name", ["z", "pattern", "q"])
+    def test_a_change_after_the_next_value(self, name):
+        model = LanguageModel(module_of("gpt2").requires_grad_())
+        with pytest.warns(UserWarning, match="came too late") as told:
+            with torch.enable_grad(), model.trace(ids()):
+                early = getattr(model.layers[0].attn, name)
+                last = model.lm_head.output.save()
+                early[:] = 0
+        assert told[-1].filename == __file__
+        with model.trace(ids()):
+            plain = model.lm_head.output.save()
+        torch.testing.assert_close(last, plain)
+
+    def test_a_change_in_time_says_nothing(self):
+        model = LanguageModel(module_of("gpt2").requires_grad_())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with torch.enable_grad(), model.trace(ids()):
+                early = model.layers[0].attn.z
+                early[:] = 0
+                last = model.lm_head.output.save()
+        assert last.shape[:2] == ids().shape

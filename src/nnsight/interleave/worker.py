@@ -105,6 +105,7 @@ class Worker:
         self.stopped = False  # it called `tracer.stop()`
         # what to do before it asks or ends; told whether it keeps what it has in hand meanwhile
         self.unfinished: list[Callable[[bool], None]] = []
+        self.at_end: list[Callable[[], None]] = []  # what to do when the block has ended well
         self.waited = ""  # for which name of another block it last had to wait
         self.line = 0  # of the block, at which it last waited for something
         self.ended = False
@@ -258,6 +259,7 @@ class Worker:
             _trace(None, None)
             here.worker = self.ahead = None
             self.unfinished.clear()
+            self.at_end.clear()
             self.ended = True
 
     def _unshielded(self, state: ambient.Ambient, body: Callable[[], Any]) -> None:
@@ -278,6 +280,8 @@ class Worker:
                 self.ahead.wait()
             raise
         self._finish()
+        for look in self.at_end:
+            look()
 
     def _finish(self, keeps: bool = False) -> list[Callable[[bool], None]]:
         """Do what was put off while the block had a value in hand, and return it."""

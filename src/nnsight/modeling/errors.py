@@ -464,3 +464,12 @@ def seeds_for_prompts(count: int, prompts: int) -> ValueError:
         f"{count} seed(s) or generator(s) were given for {prompts} prompt(s). Give one for all "
         "prompts of the invoke, or a list with one for each."
     )
+
+
+def changed_late(where: str) -> str:
+    """A copy of a value that a block changed when it was no longer the model's."""
+    return (
+        f"A value that this block has under a standard name (it lies at `{where}`) was changed in "
+        "place after the block had asked for another value. The model had gone on by then: the "
+        "change came too late. Change it before the next line that asks for a value."
+    )

@@ -8,13 +8,17 @@ goes on with, so that the copy has a gradient and changing it breaks no backward
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Number
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 
+from nnsight.capture.traceback import warn
 from nnsight.envoy.arguments import first_input, with_first_input
 from nnsight.interleave import request
 from nnsight.interleave.location import INPUT, Location
@@ -221,16 +225,33 @@ def of_each_group(which: int, count: int, shared: int, width: int) -> Look:
 
 
 class _Held:
-    """A copy that a block has in hand, put in force when the block has done with it."""
+    """A copy that a block has in hand, put in force when the block has done with it.
 
-    def __init__(self, view: torch.Tensor, put: Callable[[torch.Tensor], None], due: bool) -> None:
-        self.worker = here.worker
+    What is changed in it after that comes too late: the block is warned when it has ended.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        view: torch.Tensor,
+        put: Callable[[torch.Tensor], None],
+        due: bool,
+    ) -> None:
+        self.worker, self.location = here.worker, location
         pin = self.worker.pin
         self.step = None if pin is None else pin.step
         self.view, self.put, self.due = view, put, due
         self.seen = _state(view)
 
     def put_back(self, keeps: bool) -> None:
+        if not keeps and not self.view.is_inference():
+            self.worker.at_end.append(partial(_tell_late, ref(self.view), self))
+        self._put_back()
+        if not keeps:
+            self.seen = _state(self.view)
+            del self.view
+
+    def _put_back(self) -> None:
         now = _state(self.view)
         if not self.due and _same(now, self.seen):
             return
@@ -252,8 +273,20 @@ def held(
         always: whether the block changes it or not, as its gradient may be asked for.
     """
     worker: Any = request.current(location)
-    worker.unfinished.append(_Held(view, put, always).put_back)
+    worker.unfinished.append(_Held(location, view, put, always).put_back)
     return view
+
+
+def _tell_late(view: ref[torch.Tensor], held: _Held) -> None:
+    """Warn of a change that came after the model had gone on."""
+    tensor = view()
+    if tensor is not None and tensor._version != held.seen:
+        text = errors.changed_late(str(held.location))
+        filename, _, line = held.worker.where.rpartition(", line ")
+        if line.isdigit():
+            warnings.warn_explicit(text, UserWarning, filename, int(line))
+        else:
+            warn(text)
 
 
 def _state(view: torch.Tensor) -> Any:
