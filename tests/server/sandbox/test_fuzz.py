@@ -30,7 +30,7 @@ class Recorder(Channel):
     def _read(self, size: int) -> Any:
         found = super()._read(size)
         if size != 8:
-            self.messages.append(bytes(found))
+            self.messages.append(bytes(found[1]))
         return found
 
 

@@ -133,7 +133,9 @@ class Guest:
             self._random = torch.get_rng_state()
         if run is not None:
             run.note(answer)
-        return reader.read(answer["value"]) if "value" in answer else None
+        value = reader.read(answer["value"]) if "value" in answer else None
+        self.taken.answered()
+        return value
 
     def call(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module on values of the block's own."""

@@ -87,6 +87,8 @@ class Taken:
     _kinds: dict[type, int] = field(default_factory=dict[type, int])
     _before: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _memory: Memory = field(default_factory=Memory)
+    # what the model's side takes to be here, from a message to it until its answer has been read
+    _kept: list[Any] = field(default_factory=list[Any])
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -120,6 +122,10 @@ class Taken:
         for entry in self.tensors.values():
             if entry.memory is not _nowhere:
                 entry.held = None
+
+    def answered(self) -> None:
+        """The answer has been read."""
+        self._kept = []
 
     def _new(self, rest: Node, reader: Reader) -> torch.Tensor:
         handle, fixed, name, shape, requires_grad, _, _, *lies = rest
@@ -218,6 +224,7 @@ class Taken:
         """
         changed: list[Any] = []
         dropped: list[int] = []
+        self._kept = []
         for handle, entry in list(self.tensors.items()):
             tensor = entry.held if entry.held is not None else entry.tensor()
             if tensor is None:
@@ -231,6 +238,7 @@ class Taken:
                 same = tensor._version == entry.version
             else:  # what torch does not count: through `.data`, or NumPy
                 same = _version(tensor) == entry.version and _sum(tensor) == entry.sum
+            self._kept.append(tensor)
             if not same:
                 if entry.fixed:
                     raise weights_are_fixed("a weight")
