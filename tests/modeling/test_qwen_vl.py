@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from nnsight import VisionLanguageModel
+from nnsight import LanguageModel, VisionLanguageModel
 from nnsight.modeling import architectures
 from nnsight.modeling.options import transformers_version
 
@@ -108,3 +108,23 @@ def test_its_layers_are_those_that_read_text(family, known, monkeypatch):
     checked = {f.name: f.layers for f in model.check_names().findings}
     assert checked["resid_post"] == checked["attn.z"] == checked["attn.pattern"] == 2
     assert bool(checked["resid_mid"]) == known
+
+
+@pytest.mark.parametrize("family", VISION)
+@torch.no_grad()
+def test_positions_are_the_models_own_in_every_class(family):
+    """It places images by itself: positions of padding that are made for it would be wrong."""
+    module = module_of(family)
+    model = LanguageModel(module)
+    prompts = PROMPTS[:2]
+    more = {
+        name: torch.cat([given[name] for given in prompts])
+        for name in ("pixel_values", "image_grid_thw")
+    }
+    if "mm_token_type_ids" in prompts[0]:
+        more["mm_token_type_ids"] = [given["mm_token_type_ids"][0].tolist() for given in prompts]
+    with model.trace([given["input_ids"][0].tolist() for given in prompts], **more):
+        logits = model.lm_head.output.save()
+    for given, row in zip(prompts, logits, strict=True):
+        expected = module(**given).logits[0]
+        torch.testing.assert_close(row[-len(expected) :], expected, atol=1e-4, rtol=1e-4)

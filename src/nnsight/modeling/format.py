@@ -132,7 +132,8 @@ class Format:
 def format_of(module: torch.nn.Module, tokenizer: LazyTokenizer) -> Format:
     """Read off `module` how it wants its inputs; walks the module once."""
     seq2seq = bool(_setting(module, "is_encoder_decoder"))
-    return Format(module, tokenizer, is_causal(module), seq2seq, *position_table(module))
+    places = any(hasattr(inner, "get_rope_index") for inner in module.modules())
+    return Format(module, tokenizer, is_causal(module), seq2seq, *position_table(module), places)
 
 
 _FROM_ONE = ("paligemma",)  # families that have no table, and count from 1

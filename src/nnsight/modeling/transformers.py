@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,9 +100,7 @@ class TransformersModel(VisionLanguageModel):
     @property
     def _format(self) -> Format:
         if self._known_format is None or self._known_format.module is not self._module:
-            places = any(hasattr(inner, "get_rope_index") for inner in self._module.modules())
-            found = format_of(self._module, self._tokenizer)
-            self._known_format = dataclasses.replace(found, places_itself=places)
+            self._known_format = format_of(self._module, self._tokenizer)
         return self._known_format
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:

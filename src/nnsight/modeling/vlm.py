@@ -76,10 +76,7 @@ class VisionLanguageModel(LanguageModel):
     def _format(self) -> Format:
         if self._known_format is None or self._known_format.module is not self._module:
             found = format_of(self._module, self._tokenizer)
-            places = any(hasattr(inner, "get_rope_index") for inner in self._module.modules())
-            self._known_format = dataclasses.replace(
-                found, causal=not found.seq2seq, places_itself=places
-            )
+            self._known_format = dataclasses.replace(found, causal=not found.seq2seq)
         return self._known_format
 
     @functools.cached_property
