@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnsight.capture.tracer import Backend, run_here
-from nnsight.remote.context import is_serving
+from nnsight.remote.context import RETURNED, is_serving
 from nnsight.traces.function import run_function
 from nnsight.traces.model import Inputs
 from nnsight.traces.trace import Trace
-
-RETURNED = "returned"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from nnsight.remote import (
     ndif08_write,
     payload,
     results,
+    wire,
 )
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
@@ -28,7 +29,6 @@ from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
 from nnsight.remote.ndif08_connection import NdifConnection
 from nnsight.remote.warned import give_again
 
-OURS = "nnsight/1"
 Function = Callable[[Any, Any], Any]
 
 
@@ -152,7 +152,7 @@ class RemoteBackend:
             about = environment.remote_env(self.host)
         except environment.errors.ServiceError:
             return False  # whatever is wrong there, the connection says it
-        if OURS in (about.get("protocols") or ()):
+        if wire.PROTOCOL in (about.get("protocols") or ()):
             return False
         release = str(about["packages"].get("nnsight", ""))
         if release.startswith(("0.4.", "0.5.", "0.6.", "0.7.")):

@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+RETURNED = "returned"
+"""The name of what a function gives that ran elsewhere in place of a block."""
+
 _serving: ContextVar[bool] = ContextVar("nnsight_serving", default=False)
 
 

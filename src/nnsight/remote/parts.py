@@ -13,7 +13,7 @@ from nnsight.capture import portable
 from nnsight.capture.block import Outer
 from nnsight.capture.keep import Kept
 from nnsight.capture.portable import BlockText
-from nnsight.remote.errors import other_model, place_in_source, without_numbers
+from nnsight.remote.errors import damaged, other_model, place_in_source, without_numbers
 from nnsight.remote.model import Remotable
 from nnsight.remote.reading import Reader
 from nnsight.remote.values import Node, Value, Writer
@@ -149,7 +149,7 @@ class ModelReader:
             "envoy": lambda rest, reader: self.view(rest[0])._at(rest[1]),
             "submodule": lambda rest, reader: self.model._whole().get_submodule(rest[0]),
             "parameter": lambda rest, reader: _tensor_at(self.model._whole(), rest[0]),
-            "part": lambda rest, reader: getattr(self.model, _PARTS[rest[0]]),
+            "part": lambda rest, reader: _part(self.model, rest[0]),
             "tracer": lambda rest, reader: self.tracer,
             "edit": self._edit,
             "edit as text": self._text_edit,
@@ -185,7 +185,10 @@ class ModelReader:
             store[:] = [reader.whole(value) for value in values]
 
 
-_PARTS = {n: n for n in ("config", "generation_config", "tokenizer", "processor")}
+def _part(model: Remotable, name: str) -> Any:
+    if name not in ("config", "generation_config", "tokenizer", "processor"):
+        raise damaged(f"it names a part of a model that none has, {name!r}")
+    return getattr(model, name)
 
 
 def _tensor_at(whole: torch.nn.Module, place: str) -> torch.Tensor:

@@ -26,6 +26,7 @@ from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import wire
 from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
+from nnsight.remote.context import RETURNED
 from nnsight.remote.errors import NotSendableError, damaged, not_a_trace
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
@@ -41,7 +42,6 @@ from nnsight.traces.session import Session
 from nnsight.traces.trace import Trace
 
 VERSION = 1
-RETURNED = "returned"  # the name of what a function gives that ran in place of a block
 _KINDS: dict[str, type[Tracer]] = {"trace": Trace, "scan": Scan, "session": Session}
 
 
@@ -181,15 +181,6 @@ class Arrived:
                 return {RETURNED: run_function(self.tracer, self.function)}
             names = self.tracer.run_apart(self.scope, self.saves)
         return {name: value for name, value in names.items() if not isinstance(value, Tracer)}
-
-
-def key_of(content: Any) -> str:
-    """The key of the model that a message is for.
-
-    Raises:
-        PayloadError: it is damaged.
-    """
-    return _root(wire.unpack(content))["model"]
 
 
 def _root(message: wire.Message) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import zstandard
 from nnsight.remote.errors import PayloadError, damaged, too_large
 
 MAGIC = b"nns1"
+PROTOCOL = "nnsight/1"
 MEDIA_TYPE = "application/vnd.nnsight.request"
 _ALIGN = 64
 _SAMPLE = 64 * 1024  # bytes of a buffer that tell whether compressing it is worth the time

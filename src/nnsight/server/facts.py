@@ -8,10 +8,11 @@ from typing import Any
 
 from nnsight.remote import model_key
 from nnsight.remote.environment import get_local_env
+from nnsight.server.intake import NDIF, OURS
 from nnsight.server.limits import Limits
 from nnsight.server.serving import Serving
 
-PROTOCOLS = ("nnsight/1", "ndif/8")
+PROTOCOLS = (OURS, NDIF)
 _LEVEL = {"ready": "RUNNING", "busy": "RUNNING", "loading": "DEPLOYING", "broken": "UNHEALTHY"}
 
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from nnsight.remote.wire import MEDIA_TYPE
+from nnsight.remote.wire import MEDIA_TYPE, PROTOCOL
 from nnsight.server import errors
 from nnsight.server.files import part_of
 from nnsight.server.keys import Key
@@ -23,7 +23,7 @@ from nnsight.server.limits import Limits
 from nnsight.server.serving import Serving
 from nnsight.server.store import Job
 
-OURS, NDIF = "nnsight/1", "ndif/8"
+OURS, NDIF = PROTOCOL, "ndif/8"
 _DRAIN = 64 * 2**20
 """Bytes of a request that is too large that are read on, so that its sender reads the answer."""
 
