@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,9 @@ def load(model: str, options: dict[str, Any]) -> Fake:
     if Path(model).name == "broken":
         raise ValueError("the files are not whole")
     return Fake(model)
+
+
+def load_slowly(model: str, options: dict[str, Any]) -> Fake:
+    """So that a job that is sent as soon as the server listens waits for the model."""
+    time.sleep(0.4)
+    return load(model, options)

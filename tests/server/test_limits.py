@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -158,16 +159,19 @@ def keys_of(server: Server, *names: str) -> list[str]:
     return made
 
 
-def test_one_key_does_not_hold_up_another(serve: Serve):
+def test_one_key_does_not_hold_up_another(serve: Serve, tmp_path: Path):
     """Twenty jobs of one key wait; a job of another key is among the first to run."""
+    all_sent = tmp_path / "all-sent"
     server = serve()
     many, one = keys_of(server, "many", "one")
     server.headers = {"ndif-api-key": many}
-    first = server.send("import time; time.sleep(0.5); result = b'1'")
-    server.reach(first, "RUNNING")
+    code = "import os, time\nwhile not os.path.exists({!r}): time.sleep(0.01)"
+    server.reach(server.send(code.format(str(all_sent))), "RUNNING")
     jobs = [server.send("result = b'1'") for _ in range(20)]
     server.headers = {"ndif-api-key": one}
-    quick = server.events(server.send("result = b'1'"))[-1]
+    quick_one = server.send("result = b'1'")
+    all_sent.touch()
+    quick = server.events(quick_one)[-1]
     server.headers = {"ndif-api-key": many}
     ends = sorted(server.events(job)[-1]["ts"] for job in jobs)
     assert quick["ts"] < ends[2]

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,12 @@ def play(path: Path, engine: Double, scene: Callable[[Serving], Any]) -> dict[st
     return asyncio.run(living())
 
 
+JOB = Job("", "k", "m", "nnsight/1", "", None, 1, "", time.time(), None)
+
+
 def job(server: Serving, id: str, key: str = "k") -> Job:
     server.folder.request(id).write_bytes(b"1")
-    return server.submit(Job(id, key, "m", "nnsight/1", "", None, 1, "", time.time(), None))
+    return server.submit(replace(JOB, id=id, key=key))
 
 
 async def ended(server: Serving, *ids: str) -> None:
@@ -95,6 +99,36 @@ def test_an_end_is_written_when_there_is_room_again(
     assert refusals == ["LOG", "COMPLETED", "COMPLETED"]
     assert [e.status for e in events["a"]][-1] == "COMPLETED"
     assert [e.status for e in events["b"]][-2:] == ["LOG", "COMPLETED"]
+
+
+def test_a_database_that_may_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """SQLite's own refusal, in the middle of a job: its end is written when there is room again."""
+    monkeypatch.setattr(serving, "PAUSE", 0.05)
+
+    async def scene(server: Serving) -> None:
+        execute = server.store.base.execute
+
+        def fill(task: Task, hear: Hearer) -> None:
+            execute(f"PRAGMA max_page_count = {execute('PRAGMA page_count').fetchone()[0]}")
+            with pytest.raises(sqlite3.OperationalError, match="full"):
+                while True:
+                    server.store.append(task.job, "LOG", "x")
+            hear.said("lost")
+            with pytest.raises(sqlite3.OperationalError, match="full"):
+                server.store.add(replace(JOB, id="b", session="s" * 10_000), "", "")
+
+        engine.act = fill
+        job(server, "a")
+        await asyncio.sleep(0.3)
+        found = server.store.job("a")
+        assert found is not None and found.ended is None and server.store.job("b") is None
+        execute("PRAGMA max_page_count = 1000000")
+        await ended(server, "a")
+
+    engine = Double(lambda task, hear: None)
+    events = play(tmp_path, engine, scene)["a"]
+    assert events[-1].status == "COMPLETED" and "lost" not in [e.description for e in events]
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
 
 
 def test_a_cancelled_job_stays_cancelled_however_it_ends(tmp_path: Path):

@@ -1,8 +1,7 @@
 """The folder of a server: its database, requests, results, logs, and the lock that is its own.
 
-A file is written under a name of its own and renamed when it is whole. It is synced beside the job,
-not before it: killing processes loses nothing either way, and a power cut in these milliseconds is
-found by the size in the database.
+A file is written under a name of its own, synced, and renamed when it is whole: a request is on the
+disk before its sender hears of a job, and a result before the log says that there is one.
 """
 
 from __future__ import annotations
@@ -85,11 +84,12 @@ class Folder:
         for path in (self.request(job), self.result(job), part_of(self.result(job))):
             path.unlink(missing_ok=True)
 
-    def sweep(self, jobs: set[str]) -> None:
-        """Delete what a dead server left behind: files of no job, and files that are not whole."""
-        for kind in ("requests", "results"):
+    def sweep(self, jobs: set[str], open_jobs: set[str]) -> None:
+        """Delete what a dead server left behind: requests that nobody will run, results of no job,
+        and files that are not whole."""
+        for kind, wanted in (("requests", open_jobs), ("results", jobs)):
             for path in (self.path / kind).iterdir():
-                if path.name not in jobs:
+                if path.name not in wanted:
                     path.unlink(missing_ok=True)
 
 
@@ -98,14 +98,20 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def sync(path: Path) -> None:
-    """Wait until a file and its name are on the disk; a file that is gone needs none."""
-    for one, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
-        try:
-            handle = os.open(one, flags)
-        except FileNotFoundError:
-            return
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def place(part: Path, path: Path) -> None:
+    """Give a file that is whole its name, when its bytes are on the disk; and the name too.
+
+    Raises:
+        OSError: the disk is full or broken, which it may say only now.
+    """
+    _sync(part, os.O_RDONLY)
+    part.rename(path)
+    _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -11,13 +11,14 @@ from typing import Any, BinaryIO
 
 import anyio
 import msgspec
+from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
 from nnsight.remote.wire import MEDIA_TYPE, PROTOCOL
 from nnsight.server import errors
-from nnsight.server.files import part_of
+from nnsight.server.files import part_of, place
 from nnsight.server.keys import Key
 from nnsight.server.limits import Limits
 from nnsight.server.serving import Serving
@@ -44,6 +45,7 @@ async def take(request: Request, server: Serving, key: Key) -> Job:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     id = uuid.uuid4().hex
     part = part_of(server.folder.request(id))
+    taken: Job | None = None
     try:
         if kind == MEDIA_TYPE:
             job = await _ours(request, server, key, id, part)
@@ -51,13 +53,16 @@ async def take(request: Request, server: Serving, key: Key) -> Job:
             job = await _ndif(request, server, key, id, part)
         else:
             raise errors.unknown_format(kind)
-        return server.submit(job)
+        taken = server.submit(job)
+        return taken
     except HTTPException as error:  # of Starlette's reader of forms
         raise errors.bad_envelope(error.detail.rstrip(".")) from None
     except OSError as error:
         raise (errors.disk_full() if error.errno in _FULL else error) from error
     finally:
         part.unlink(missing_ok=True)
+        if taken is None or taken.id != id:  # refused late, left by its sender, or sent before
+            server.folder.request(id).unlink(missing_ok=True)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -103,7 +108,7 @@ async def _ours(request: Request, server: Serving, key: Key, id: str, part: Path
             file.write(chunk)
     if not size:
         raise errors.empty_body()
-    part.rename(server.folder.request(id))
+    await to_thread.run_sync(place, part, server.folder.request(id))
     return _job(request, key, id, model, OURS, size=size)
 
 
@@ -131,7 +136,7 @@ async def _ndif(request: Request, server: Serving, key: Key, id: str, part: Path
         size = _copy(blob.file, part)
     if not size:
         raise errors.empty_body()
-    part.rename(server.folder.request(id))
+    await to_thread.run_sync(place, part, server.folder.request(id))
     format = f"{NDIF}+zstd" if envelope.compress else NDIF
     return _job(request, key, id, model, format, size=size, session=envelope.session_id)
 

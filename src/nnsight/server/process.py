@@ -18,7 +18,7 @@ import anyio
 from nnsight.server import confine, errors
 from nnsight.server.engine import Ended, Hearer, Plan, State, Task
 from nnsight.server.errors import End
-from nnsight.server.files import part_of
+from nnsight.server.files import part_of, place
 from nnsight.server.limits import Limits
 from nnsight.server.messages import (
     Began,
@@ -101,7 +101,7 @@ class Process:
                 if self._begun or not isinstance(answer, End) or answer.type != "Interrupted":
                     break
                 self._why = None
-            return self._ended(task, answer)
+            return await self._ended(task, answer)
         except OSError as error:
             return Ended(end=errors.result_not_written(str(error)))
         finally:
@@ -125,7 +125,7 @@ class Process:
             if self.state.state == "busy":
                 self.state.state = "ready"
 
-    def _ended(self, task: Task, answer: Done | End) -> Ended:
+    async def _ended(self, task: Task, answer: Done | End) -> Ended:
         part, why = part_of(task.result), self._why
         if isinstance(answer, End):
             part.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class Process:
         if answer.size is None or part.stat().st_size != answer.size:
             part.unlink(missing_ok=True)
         else:
-            part.rename(task.result)
+            await asyncio.to_thread(place, part, task.result)
         return Ended(answer.size, answer.failure, answer.seconds, answer.memory)
 
     def stop(self, job: str, why: End) -> None:

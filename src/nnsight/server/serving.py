@@ -10,11 +10,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from nnsight.remote.messages import COMPLETED, ENDS, ERROR, LOG, QUEUED, RUNNING
-from nnsight.server import errors, files, keys
+from nnsight.server import errors, keys
 from nnsight.server.engine import Ended, Engine, Hearer, Task
 from nnsight.server.errors import End
 from nnsight.server.events import DEPLOYING, DISPATCHED, STARTED
@@ -28,8 +27,6 @@ log = logging.getLogger("nnsight.server")
 RECEIVED_TEXT = "Your job has been received and is waiting to be queued."
 PAUSE = 1.0
 """Seconds between tries to write to a full disk."""
-SOON = 0.05
-"""Seconds after which a request that still waits is synced to the disk."""
 SWEEP = 60.0
 """Seconds between looks for jobs that are past their time."""
 
@@ -76,7 +73,7 @@ class Serving:
                 self.end(job.id, errors.request_lost())
             else:
                 self._enqueue(job)
-        self.folder.sweep(self.store.all_ids())
+        self.folder.sweep(self.store.all_ids(), set(self._jobs))
         self.engine.open()
         for one in self.served:
             self._start(self._work(one.name))
@@ -173,7 +170,6 @@ class Serving:
         self.admit(job.key, job.model)
         position = len(self.queues[job.model]) + 1
         if not self.store.add(job, RECEIVED_TEXT, f"Added to queue at position {position}."):
-            self.folder.request(job.id).unlink(missing_ok=True)
             assert job.token is not None, "ids are drawn at random"
             earlier = self.store.sent_as(job.key, job.token)
             assert earlier is not None
@@ -181,14 +177,7 @@ class Serving:
         self._jobs[job.id] = job
         self._ring(job.id)
         self._enqueue(job)
-        self._start(self._sync_soon(self.folder.request(job.id)))
         return job
-
-    async def _sync_soon(self, request: Path) -> None:
-        """Most requests have run and are gone before the disk would have them."""
-        await asyncio.sleep(SOON)
-        if request.exists():
-            await asyncio.to_thread(files.sync, request)
 
     def cancel(self, job: Job) -> bool:
         """End a job now; False if it has ended already."""
@@ -263,10 +252,8 @@ class Serving:
         data = None
         if ended.size is not None:
             data = {"size": ended.size, "url": f"/result/{job}"}
-            path = self.folder.result(job)
             if ended.size <= INLINE:
-                data["inline"] = base64.b64encode(path.read_bytes()).decode()
-            self._start(asyncio.to_thread(files.sync, path))
+                data["inline"] = base64.b64encode(self.folder.result(job).read_bytes()).decode()
         if ended.end is not None:
             description, meta["error"] = ended.end.text, ended.end.failure
         elif ended.failure is not None:

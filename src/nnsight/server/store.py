@@ -2,7 +2,8 @@
 
 A job is a row, and each of its states a row of an append-only log. The database itself refuses a
 second terminal event of a job, and any event after it. All is done on one thread; a statement takes
-some ten microseconds. The log is written ahead (WAL): killing the server loses nothing.
+some ten microseconds. The log is written ahead (WAL): killing the server loses nothing. A new job
+and an end are on the disk when their methods return, and with them all that came before.
 """
 
 from __future__ import annotations
@@ -96,22 +97,28 @@ class Store:
         self.base.close()
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        self.base.execute("BEGIN IMMEDIATE")
+    def _all_or_nothing(self, lasting: bool = False) -> Iterator[None]:
+        """A transaction; a lasting one outlives a power cut as soon as it ends."""
+        if lasting:
+            self.base.execute("PRAGMA synchronous = FULL")
         try:
+            self.base.execute("BEGIN IMMEDIATE")
             yield
             self.base.execute("COMMIT")
         except BaseException:
             if self.base.in_transaction:
                 self.base.execute("ROLLBACK")
             raise
+        finally:
+            if lasting:
+                self.base.execute("PRAGMA synchronous = NORMAL")
 
     # --- writing ---------------------------------------------------------------------------------
 
     def add(self, job: Job, received: str, queued: str) -> bool:
         """A new job with its first two events; False if the sender's token has one already."""
         try:
-            with self._all_or_nothing():
+            with self._all_or_nothing(lasting=True):
                 self.base.execute(
                     f"INSERT INTO jobs ({_JOB}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                     (
@@ -129,7 +136,7 @@ class Store:
         self, job: str, status: str, description: str, data: Any = None, meta: Any = None
     ) -> bool:
         """One more event of a job; False if the job has ended, or is not there."""
-        with self._all_or_nothing():
+        with self._all_or_nothing(lasting=status in ENDS):
             return self._append(job, status, description, data, meta)
 
     def append_all(self, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -160,7 +167,7 @@ class Store:
     def end_started(self, statuses: tuple[str, ...], description: str, meta: Any) -> list[str]:
         """End the jobs that a dead server left running, and say which."""
         marks = ", ".join("?" * len(statuses))
-        with self._all_or_nothing():
+        with self._all_or_nothing(lasting=True):
             found = self.base.execute(
                 f"SELECT id FROM jobs WHERE ended IS NULL AND status IN ({marks})", statuses
             ).fetchall()
