@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,63 @@ def test_code_from_a_server_does_not_run(tmp_path: Path):
         ndif08_result.read(saved({"x": Bad()}))
 
 
+RECORDED = Path(__file__).parent / "golden" / "ndif-0.1.2"
+
+
+def test_the_last_state_that_ndif_sent_is_read():
+    event = _event((RECORDED / "completed.bin").read_bytes())
+    assert event is not None and (event.status, len(event.id)) == ("COMPLETED", 32) and event.ends
+    assert event.description == "Your job has been completed."
+    assert event.meta["max_memory_usage"] == 0 and event.meta["runtime"] > 0
+    found = ndif08_result.read(event.data)
+    assert found["out"].shape == (1, 3, 400) and found["out"].dtype == torch.float32
+
+
+def last_state(data: Any) -> bytes:
+    file = io.BytesIO()
+    state = {"id": "job", "status": "COMPLETED", "description": "", "data": data, "meta": None}
+    torch.save(state, file, pickle_protocol=4)
+    return file.getvalue()
+
+
 def test_a_binary_frame_is_the_last_state():
-    state = {"id": "a", "status": "COMPLETED", "description": "", "data": b"1", "meta": None}
-    event = _event(saved(state))
+    event = _event(last_state(b"1"))
     assert event is not None and event.ends and event.data == b"1"
-    assert _event(b"\x80garbage") is None and _event("[]") is None
+    assert _event(b"\x80garbage") is None and _event("[]") is None and _event("{}") is None
+
+
+def test_a_state_with_nothing_in_its_fields_is_one():
+    event = _event('{"id": "a", "status": "COMPLETED", "description": null, "data": 3}')
+    assert event is not None and event.ends and event.description == ""
+
+
+def packed(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as parts:
+        parts.writestr("archive/data.pkl", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"PK",
+        b"PK\x03\x04",
+        last_state(b"1")[:200],
+        last_state(Bad()),
+        saved([]),
+        packed(b"\x80\x04N."),
+    ],
+)
+def test_an_end_that_cannot_be_read_is_said_at_once(frame: bytes):
+    ndif = Ndif([json.dumps(state("RUNNING")), frame], [state("RUNNING")])
+    try:
+        line = NdifConnection(ndif.host)
+        with pytest.raises(PayloadError, match="The job job has ended") as caught:
+            list(line.events(line.submit("key", [b"x"], stream=True)))
+        assert caught.value.job_id == "job"
+    finally:
+        ndif.stop()
 
 
 def test_an_older_server_is_named(double: Double):
@@ -131,8 +184,7 @@ def test_a_socket_that_breaks_leads_to_the_state_of_the_job():
 
 
 def test_a_binary_frame_ends_the_job():
-    frame = saved({"id": "job", "status": "COMPLETED", "data": b"12", "meta": None})
-    ndif = Ndif([json.dumps(state("RUNNING")), frame], [state("RUNNING")])
+    ndif = Ndif([json.dumps(state("RUNNING")), last_state(b"12")], [state("RUNNING")])
     try:
         line = NdifConnection(ndif.host)
         *_, last = line.events(line.submit("key", [b"x"], stream=True))
@@ -147,6 +199,15 @@ def test_a_limit_of_time_ends_the_waiting():
         line = NdifConnection(ndif.host, deadline=Deadline.after(1.0))
         with pytest.raises(RemoteTimeoutError, match="job"):
             list(line.events(line.submit("key", [b"x"], stream=True)))
+    finally:
+        ndif.stop()
+
+
+def test_an_answer_that_is_no_state_is_said():
+    ndif = Ndif([], [{"hello": "you"}])
+    try:
+        with pytest.raises(RemoteError, match="does not answer as a server"):
+            NdifConnection(ndif.host, job="job").latest()
     finally:
         ndif.stop()
 

@@ -137,6 +137,14 @@ def lost(host: str, why: str, job: str) -> RemoteError:
     return _of_job(RemoteError(f"The server at {host} is lost: {why}.{_job(job)}"), job)
 
 
+def end_not_read(host: str, why: str, job: str) -> RemoteError:
+    """The last state of a job, which this side does not understand."""
+    error = PayloadError(
+        f"The job {job} has ended at {host}, and what it gave is not to be had. {why}"
+    )
+    return _of_job(error, job)
+
+
 def refused(host: str, status: int, detail: str, job: str = "") -> RefusedError:
     """What the server says of a request."""
     way_out = ""

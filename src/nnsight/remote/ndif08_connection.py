@@ -23,7 +23,7 @@ from nnsight.remote import errors
 from nnsight.remote.ask import reason
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.messages import Event
-from nnsight.remote.ndif08_result import binary_event
+from nnsight.remote.ndif08_result import FILE, binary_event
 from nnsight.version import __version__
 
 CONNECT, SILENCE = 10.0, 60.0
@@ -204,7 +204,10 @@ class NdifConnection:
             if not frame:
                 return
             asked = False
-            event = _event(frame)
+            try:
+                event = _event(frame)
+            except errors.PayloadError as error:
+                raise errors.end_not_read(self.host, str(error), self.job) from None
             if event is not None:
                 yield event
 
@@ -257,7 +260,10 @@ class NdifConnection:
             return None
         if answer.status_code >= 300:
             raise errors.refused(self.host, answer.status_code, _detail(answer), self.job)
-        return _event(content)
+        event = _event(content)
+        if event is None:
+            raise errors.not_understood(self.host)
+        return event
 
     def cancel(self) -> None:
         """NDIF has no way to end a job; a server of ours has."""
@@ -320,15 +326,22 @@ class NdifConnection:
 
 
 def _event(frame: Any) -> Event | None:
-    """A frame of the socket, or the body of an answer; None where it cannot be understood."""
-    if isinstance(frame, str):
-        frame = frame.encode()
+    """A frame of the socket, or the body of an answer; None where it is no state of a job.
+
+    Raises:
+        PayloadError: it is the end of a job, and cannot be read.
+    """
+    content = frame.encode() if isinstance(frame, str) else bytes(frame)
+    if content[:2] == FILE:
+        return binary_event(content)
     try:
-        if frame[:1] == b"{":
-            return msgspec.json.decode(frame, type=Event)
-        return binary_event(frame)
-    except (msgspec.DecodeError, errors.RemoteError):
+        found = msgspec.json.decode(content)
+    except msgspec.DecodeError:
         return None
+    if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+        return None
+    id, text = (str(found.get(name) or "") for name in ("id", "description"))
+    return Event(id, found["status"], text, found.get("data"), found.get("meta"))
 
 
 def _detail(answer: requests.Response) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import types
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import zstandard
 from nnsight.remote import data_only
 from nnsight.remote.errors import NotSendableError, PayloadError, damaged
 from nnsight.remote.messages import Event
-from nnsight.remote.ndif08_pickle import Made, Name
+from nnsight.remote.ndif08_pickle import Made, Name, graph_of
 from nnsight.remote.ndif08_pickler import pickler_with
 from nnsight.remote.ndif08_read import unpacked
 from nnsight.traces.cache import Cache
@@ -115,8 +116,9 @@ def _holder(module: str, name: str, *bases: type) -> type:
 
 
 _View, _Whole, _Entry = (_holder(_CACHE, name) for name in ("CacheView", "Cache", "Entry"))
-_Status = _holder("nnsight.schema.response", "Status", str)
 _PACKED = b"\x28\xb5\x2f\xfd"
+FILE = b"PK"
+"""What a file of torch begins with."""
 
 
 def read(content: Any, model: Any = None, trust: bool = False) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def read(content: Any, model: Any = None, trust: bool = False) -> dict[str, Any]
 def _loaded(content: bytes, trust: bool = False) -> Any:
     if trust:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    allowed: list[Any] = [_View, _Whole, _Entry, _Status]
+    allowed: list[Any] = [_View, _Whole, _Entry]
     for _ in range(50):
         try:
             with torch.serialization.safe_globals(allowed):
@@ -197,11 +199,31 @@ def _values(entry: dict[str, Any]) -> list[tuple[str, Any]]:
 def binary_event(frame: bytes) -> Event:
     """A state that came as a file of torch: the last one, with the result in it.
 
+    It is read without torch, which takes no file that was written in this way as data only.
+
     Raises:
         PayloadError: it is none.
     """
-    found = _loaded(bytes(frame))
+    found = graph_of(_pickle_in(frame))
     if not isinstance(found, dict):
         raise damaged("it is no state of a job")
-    id, status, text = (str(found.get(name) or "") for name in ("id", "status", "description"))
-    return Event(id, status, text, found.get("data"), found.get("meta"))
+    status = found.get("status")
+    if isinstance(status, Made) and len(status.args) == 1:  # a member of an enum
+        status = status.args[0]
+    data, meta = found.get("data"), found.get("meta")
+    if not isinstance(status, str) or not isinstance(data, (bytes, str, type(None))):
+        raise damaged("it is no state of a job")
+    id, text = (str(found.get(name) or "") for name in ("id", "description"))
+    return Event(id, status, text, data, meta)
+
+
+def _pickle_in(frame: bytes) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(frame)) as file:
+            for part in file.infolist():
+                # torch packs nothing: what is packed may unfold to any size
+                if part.filename.endswith("/data.pkl") and part.compress_type == zipfile.ZIP_STORED:
+                    return file.read(part)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError, EOFError):
+        pass
+    raise damaged("it is no file of torch")
