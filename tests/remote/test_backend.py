@@ -112,6 +112,19 @@ def test_an_error_is_of_its_own_type_at_the_users_line(model):
     assert str(caught.traceback[-1].statement).strip() == "kept + torch.ones(7)"
 
 
+class Mine(LookupError):
+    pass
+
+
+def test_an_error_of_a_class_of_ones_own_is_named(model):
+    """The class is not there: `except` meets what it comes from, and a note says its name."""
+    with pytest.raises(LookupError, match=r"^so\n") as caught:
+        with model.trace(IDS, remote=True):
+            raise Mine("so")
+    assert isinstance(caught.value, RemoteError) and caught.value.type == "Mine"
+    assert "(there it is a `Mine`)" in caught.value.__notes__
+
+
 def test_a_job_that_is_not_waited_for(model, capsys, host):
     with model.trace(IDS, remote=True, blocking=False) as tracer:
         print("later")

@@ -6,10 +6,12 @@ from __future__ import annotations
 class RemoteError(Exception):
     """A block did not run on a server, or failed there.
 
-    `job_id` is the id of its job, if there is one; `saved` holds what was saved before the error.
+    `job_id` is the id of its job, if there is one; `saved` holds what was saved before the error;
+    `type` is the name of the error's class there, or of the end that the server gave the job.
     """
 
     job_id: str | None = None
+    type: str = ""
 
     def __init__(self, message: str = "", *more: object) -> None:
         self.args = (message, *more)

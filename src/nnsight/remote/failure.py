@@ -19,13 +19,15 @@ def error_of(failure: Failure, job: str = "") -> RemoteError:
     """The error that a failure tells of.
 
     It is a `RemoteError`, and an error of the original type too where that is one of Python's or of
-    this library's.
+    this library's. A class of the user's own is named in a note: which it is here, nobody knows.
     """
     kind = _kind(failure.module, failure.type)
     if kind is RemoteError and failure.base not in ("", "Exception"):
         kind = _kind("builtins", failure.base)
     error = kind(failure.message)
-    error.job_id = job or None
+    error.job_id, error.type = job or None, failure.type
+    if type(error).__name__ != failure.type and failure.phase == "run":
+        note(error, f"(there it is a `{failure.type}`)")
     for text in failure.notes:
         note(error, text)
     if failure.cause is not None:
