@@ -8,7 +8,7 @@ import sys
 import pytest
 from record import Captured  # noqa: F401  (makes the next line importable)
 
-from nnsight.capture.names import leftmost, mangled, names_of, updates, words
+from nnsight.capture.names import leftmost, mangled, names_of, set_first, updates, words
 
 BINDS = [
     ("x = 1", "x", ""),
@@ -144,3 +144,21 @@ def test_private_names_are_spelled_as_python_does(name: str, cls: str | None, sp
 def test_the_words_of_a_node():
     (statement,) = ast.parse("from m import __a as __b").body
     assert {w for node in ast.walk(statement) for w in words(node)} == {"m", "__a", "__b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("x = 1; y = x", "x y"),
+        ("y = x; x = 1", "y"),
+        ("def f(): return x\nx = 1", "f"),
+        ("with m.trace(a) as t: x = t.b\ny = x", "t x y"),
+        ("with m.trace(t) as t: pass", ""),
+        ("with m.trace(a) as t, t.invoke(b) as u: pass", "t u"),
+        ("with m.trace(a) as t: x = t.b; t.stop()\nx", "t"),
+        ("with suppress(E) as s: x = f()\nx", "s"),
+        ("with m.trace(a):\n    for x in y: z = x", ""),
+    ],
+)
+def test_names_that_are_set_before_they_are_looked_at(text, first):
+    assert set_first(ast.parse(text).body) == set(first.split())

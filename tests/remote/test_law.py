@@ -16,33 +16,10 @@ import torch
 
 import nnsight
 from nnsight import LanguageModel
-from nnsight.remote import environment, payload, results, wire
 from nnsight.remote.errors import NotSendableError, RemoteError
-from nnsight.remote.failure import error_of, raise_through
-from nnsight.remote.perform import perform
-from nnsight.remote.warned import give_again
 from tests.conftest import make_gpt2_folder
 from tests.remote import helpers_of_law as helpers
-
-
-class ThroughBytes:
-    """A backend that runs a block beside another model of this process."""
-
-    def __init__(self, model: Any, other: Any) -> None:
-        self.model, self.other = model, other
-
-    def __call__(self, tracer: Any, function: Any = None) -> None:
-        request = payload.write(tracer, self.model, environment.is_local, True, function)
-        said: list[str] = []
-        outcome = perform(wire.join(request.pieces), self.other, said.append)
-        tracer.received = {}
-        print("".join(said), end="")
-        if outcome.result is not None:
-            result = results.read_result(outcome.result, request.sent, self.model)
-            tracer.received = result.names
-            give_again(result.warned)
-        if outcome.failure is not None:
-            raise_through(error_of(outcome.failure), outcome.failure.frames)
+from tests.remote.through import ThroughBytes
 
 
 class Accumulator:
@@ -111,10 +88,10 @@ def what_was_sent_and_is_saved(model: Any, at: dict[str, Any]) -> Any:
     nested, queue, held = {"a": []}, deque([1], 4), Accumulator()
     numbers, space = torch.zeros(3), types.SimpleNamespace(a=1)
     with model.trace("Hello", **at):
+        held.values.append(model.transformer.h[0].output)
         values.append(model.lm_head.output.sum())
         nested["a"].append(2)
         queue.append(3)
-        held.values.append(model.transformer.h[0].output)
         numbers[0] = 5.0
         space.b = values
         nnsight.save([values, nested, queue, held, numbers, space])
@@ -142,6 +119,16 @@ def a_session(model: Any, at: dict[str, Any]) -> Any:
             model.transformer.h[0].output[:, :1] = first[:, :1]
             logits = model.lm_head.output.save()
     return first, logits
+
+
+@block
+def a_session_after_a_trace(model: Any, at: dict[str, Any]) -> Any:
+    with model.trace("Hello", **at) as tracer:
+        first = model.lm_head.output.save()
+    with model.session(**at):
+        with model.trace("Hello there") as tracer:  # a name of the trace before
+            second = tracer.result.logits.save()
+    return first, second
 
 
 @block

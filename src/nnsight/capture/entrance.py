@@ -49,9 +49,18 @@ def entrance(filename: str, name: str, span: Span) -> CodeType:
     )
 
 
-def call_at(filename: str, name: str, span: Span, step: Callable[[], Any]) -> Any:
-    """Call `step` from the function `name` at `span`: a line of the user's in the traceback."""
-    given = {**GLOBALS, "step": lambda: (step(), None)}
+def call_at(
+    filename: str,
+    name: str,
+    span: Span,
+    step: Callable[[], Any],
+    module: str | None = __package__,
+) -> Any:
+    """Call `step` from the function `name` at `span`: a line of the user's in the traceback.
+
+    With `module`, the name of a module of the user's, warnings too are given at that line.
+    """
+    given = {**GLOBALS, "__name__": module, "step": lambda: (step(), None)}
     return FunctionType(entrance(filename, name, span), given)()
 
 

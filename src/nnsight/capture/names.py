@@ -160,15 +160,44 @@ def names_of(body: Iterable[ast.AST]) -> Names:
     return names
 
 
+_RUN_WHOLE = frozenset({"trace", "generate", "scan", "session", "invoke"})
+"""Methods that give a manager which lets no error of its body pass for none."""
+
+
 def set_first(body: Iterable[ast.stmt]) -> set[str]:
     """Names that `body` surely gives a value before anything in it can look at the old one."""
     found, seen = set[str](), set[str]()
-    for statement in body:
-        used = _loads(statement)
-        if isinstance(statement, (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef)):
-            found |= names_of([statement]).fresh - used - seen
-        seen |= used | names_of([statement]).bound
+    for used, bound, surely in _in_turn(body):
+        if surely:
+            found |= bound - used - seen
+        seen |= used | bound
     return found
+
+
+def _in_turn(body: Iterable[ast.stmt]) -> Iterator[tuple[set[str], set[str], bool]]:
+    """What each statement looks at and binds, and whether it surely does; a `with` is several."""
+    for statement in body:
+        if isinstance(statement, (ast.With, ast.AsyncWith)):
+            for item in statement.items:
+                target = [] if item.optional_vars is None else [item.optional_vars]
+                yield _loads(item), names_of(target).fresh, True
+            whole = _runs_whole(statement)
+            for used, bound, sure in _in_turn(statement.body):
+                yield used, bound, whole and sure
+            continue
+        kinds = (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef)
+        names = names_of([statement])
+        sure = isinstance(statement, kinds)
+        yield _loads(statement), names.fresh if sure else names.bound, sure
+
+
+def _runs_whole(statement: ast.With | ast.AsyncWith) -> bool:
+    """Whether what comes after a `with` runs only if all of its body did."""
+    calls = [n.func for n in ast.walk(statement) if isinstance(n, ast.Call)]
+    called = {n.attr for n in calls if isinstance(n, ast.Attribute)}
+    entered = [getattr(item.context_expr, "func", None) for item in statement.items]
+    names = {getattr(function, "attr", "") for function in entered}
+    return names <= _RUN_WHOLE and "stop" not in called
 
 
 def mangled(name: str, cls: str | None) -> str:

@@ -112,8 +112,8 @@ class ModelWriter:
         if isinstance(edit.body, BlockBody):
             kept, form = edit.body.kept, edit.body.form
             used = writer.named(kept.used())
-            text = portable.text_of(kept.block)
-            return ["edit", *about, form, block_node(text), used, kept.module["__name__"]]
+            text, module = portable.text_of(kept.block), kept.module.get("__name__", "__main__")
+            return ["edit", *about, form, block_node(text), used, module]
         if isinstance(edit.body, TextBody):
             text, tensors = edit_file.compose([edit], lambda value: None)
             return ["edit as text", text, writer.value(tensors)]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from nnsight.capture import portable
+from nnsight.capture.entrance import call_at
 from nnsight.capture.portable import Taken
 from nnsight.capture.saving import Saves
 from nnsight.capture.scope import Scope
@@ -42,6 +43,8 @@ from nnsight.traces.session import Session
 from nnsight.traces.trace import Trace
 
 VERSION = 1
+HERE = "<block>"
+"""What the function is called that stands at the `with` of a block that came over the wire."""
 _KINDS: dict[str, type[Tracer]] = {"trace": Trace, "scan": Scan, "session": Session}
 
 
@@ -144,7 +147,7 @@ def _with_line(error: NotSendableError, scope: Scope | None) -> NotSendableError
 def _block(scope: Scope, code: CodeWriter, writer: Writer) -> dict[str, Any]:
     """A captured block, with the values that its names have."""
     refuse_block(scope)
-    taken, module = portable.taken_by(scope), scope.globals["__name__"]
+    taken, module = portable.taken_by(scope), scope.globals.get("__name__", "__main__")
     return {
         "text": block_node(portable.text_of(scope.block)),
         "cells": writer.named(taken.cells),
@@ -176,11 +179,17 @@ class Arrived:
             BaseException: what it raises, with `saved` on it.
         """
         with torch.set_grad_enabled(self.grad):
-            if self.scope is None:
+            if (scope := self.scope) is None:
                 assert isinstance(self.tracer, Trace) and self.function is not None
                 return {RETURNED: run_function(self.tracer, self.function)}
-            names = self.tracer.run_apart(self.scope, self.saves)
+            names = _from_its_line(scope, lambda: self.tracer.run_apart(scope, self.saves))
         return {name: value for name, value in names.items() if not isinstance(value, Tracer)}
+
+
+def _from_its_line(scope: Scope, run: Callable[[], Any]) -> Any:
+    """Run a block as if its `with` stood here: what is said of all of it is said at that line."""
+    site, module = scope.block.site, scope.globals.get("__name__", "__main__")
+    return call_at(site.filename, HERE, (site.node.lineno, site.node.lineno, 0, 0), run, module)
 
 
 def _root(message: wire.Message) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def failure_of(error: BaseException, phase: str) -> Failure:
         Line(f.filename, f.lineno or 0, f.name, f.line or "")
         for f in traceback.extract_tb(error.__traceback__)
         if not is_hidden(f.filename) and not _is_ours(f.filename) and phase == "run"
+        if f.name != payload.HERE  # where it was written, the `with` itself stands there
     ]
     told = isinstance(error, (RemoteError, NotSendableError, PayloadError))
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -65,6 +65,8 @@ def _root(node: ast.expr) -> ast.Name | None:
 
 def _is_own(value: Any) -> bool:
     """Whether a value is an object of a class of the user's own, which is sent as a copy."""
+    if hasattr(type(value), "_place_of"):  # a model, of a class of the user's own or not
+        return False
     module = sys.modules.get(type(value).__module__)
     return type(value).__module__ == "types" or (module is not None and is_local(module))
 

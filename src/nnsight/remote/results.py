@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -107,10 +107,25 @@ def write_result(
     special = _ResultWriter(ModelWriter(model), sent)
     writer = Writer(special)
     values = writer.named(names)
-    changed = [writer.value(value) for value in arrived.saves if id(value) in sent]
+    changed = [writer.value(value) for value in _within(arrived.saves) if id(value) in sent]
     root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
     document = writer.finished()
     return wire.pack([root, document.nodes], document.buffers, compress)
+
+
+def _within(values: Iterable[Any]) -> Iterator[Any]:
+    """Values, and what the containers among them hold: `save([a, b])` saves both."""
+    pending, seen = deque(values), set[int]()
+    while pending:
+        value = pending.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if type(value) is dict:
+            pending += value.values()
+        elif type(value) in (list, tuple, set, frozenset, deque):
+            pending += value
 
 
 def _is_small(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""`python -m tests.behaviour.fuzz --seeds N [--first SEED] [--kind blocks|verbs]`: run seeds.
+"""`python -m tests.behaviour.fuzz --seeds N [--first SEED] [--kind KIND]`: run seeds.
 
 `blocks` are programs of blocks beside one forward of random models, right and wrong; `verbs` are
-programs of every verb. A hang ends the process.
+programs of every verb; `wire` are both, here and over the wire. A hang ends the process.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections import Counter
 
 import torch
 from tests.behaviour.fuzz import check as blocks
+from tests.behaviour.fuzz import wire
 from tests.behaviour.fuzz.after import Wrong
 from tests.behaviour.fuzz.verbs import check as verbs
 
-LIMIT = 10  # seconds for one seed
-CHECKS = {"blocks": blocks.check, "verbs": verbs.check}
+LIMIT = 20  # seconds for one seed
+CHECKS = {"blocks": blocks.check, "verbs": verbs.check, "wire": wire.check}
 
 
 def _watch(now: list[float]) -> None:
@@ -37,7 +38,7 @@ def _watch(now: list[float]) -> None:
 def main(first: int, count: int, kind: str = "blocks") -> int:
     torch.set_num_threads(1)
     check = CHECKS[kind]
-    if kind == "verbs":
+    if kind != "blocks":
         verbs.warm_up()
     now = [float(first), time.monotonic()]
     threading.Thread(target=_watch, args=(now,), daemon=True).start()

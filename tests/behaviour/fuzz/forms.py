@@ -134,9 +134,14 @@ class Program:
     def split(self) -> bool:
         return sum(1 for block in self.blocks if block.rows) > 1
 
-    def source(self) -> str:
-        """As a function that traces; it returns what was saved."""
-        lines = ["def program(m, other, extra, log, xs, zeros):\n"]
+    def source(self, sent: bool = False) -> str:
+        """As a function that traces; it returns what was saved.
+
+        Args:
+            sent: whether it takes `at` as well, which says where its trace runs.
+        """
+        at, saved = ("**at", "        save(log)\n") if sent else ("", "")
+        lines = [f"def program(m, other, extra, log, xs, zeros{', at' if sent else ''}):\n"]
         lines += [f"    zero_{b.index} = zeros[{b.index}]\n" for b in self.blocks]
         lines += [f"    {name} = {value}\n" for name, value in self.initial.items()]
         if self.method == "run":
@@ -144,10 +149,10 @@ class Program:
             lines += ["    m.run(xs[0], block)\n    return {}\n"]
             return "".join(lines)
         if self.direct:
-            lines += ["    with m.trace(xs[0]) as tracer:\n"]
+            lines += [f"    with m.trace(xs[0]{', ' if at else ''}{at}) as tracer:\n", saved]
             lines += [self.blocks[0].text(TRACED, "        ")]
         else:
-            lines += ["    with m.trace() as tracer:\n"]
+            lines += [f"    with m.trace({at}) as tracer:\n", saved]
             lines += [
                 f"        barrier_{i} = tracer.barrier({n})\n" for i, n in enumerate(self.barriers)
             ]

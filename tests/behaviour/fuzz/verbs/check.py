@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import warnings
 from random import Random
@@ -13,7 +14,7 @@ from tests.behaviour.fuzz.verbs.expected import Right, expected
 from tests.behaviour.fuzz.verbs.program import Program, Run
 from tests.behaviour.fuzz.verbs.shrink import shrink
 from tests.behaviour.fuzz.verbs.sim import Kept, Refused
-from tests.behaviour.fuzz.verbs.subjects import Subject, gpt2
+from tests.behaviour.fuzz.verbs.subjects import WIDTH, Subject, gpt2, stack
 from tests.behaviour.fuzz.verbs.writer import random_program
 
 from nnsight.interleave.errors import MissedProviderError
@@ -34,7 +35,7 @@ def perform(program: Program, subject: Subject, xs: list[Any], name: str) -> Any
     exec(compile(text, name, "exec"), namespace)
     seen: list[list[Any]] = [[] for _ in range(program.blocks)]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
             warnings.simplefilter("ignore")
             namespace["program"](subject.envoy, [x.clone() for x in xs], seen)
     except Exception as error:
@@ -138,7 +139,9 @@ def problems_of(program: Program, subject: Subject, seed: int) -> tuple[list[str
 
 
 def warm_up() -> None:
-    """Import what generations need, which may take longer than any program."""
+    """Import what generations and scans need, which may take longer than any program."""
+    with stack(1).envoy.scan(torch.ones(1, WIDTH, dtype=torch.double)):
+        pass
     subject = gpt2()
     subject.call(subject.envoy._module, subject.inputs(torch.Generator()), 1)
 

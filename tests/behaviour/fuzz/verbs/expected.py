@@ -47,12 +47,14 @@ def expected(program: p.Program, subject: Subject, xs: list[torch.Tensor]) -> Ri
                 ends = run(command, subject, xs, edits[command.model], env, right)
             except Unknown:
                 right.ends = {"ok", MissedProviderError.__name__, Refused.__name__}
+                right.ends.add(ZeroDivisionError.__name__)
                 break
             if ends - {"ok", "stop"}:
                 right.ends = {"ok" if end == "stop" else end for end in ends}
                 # beside rows that have a gradient, those that have none have one of their own
                 unsure = "stop" in ends or (Refused.__name__ in ends and len(command.blocks) > 1)
-                right.ends = right.ends | {"ok"} if unsure else right.ends - {"ok"}
+                after = {"ok", ZeroDivisionError.__name__}  # of this command or a later one
+                right.ends = right.ends | after if unsure else right.ends - {"ok"}
                 break
     return right
 

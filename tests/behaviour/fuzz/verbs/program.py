@@ -42,6 +42,59 @@ class Names:
         return [f"{self.seen}.append({f'tuple({value}.shape)' if self.scan else value})"]
 
 
+PLAIN = "{value} * {factor}"
+PRODUCTS = (
+    "times({value}, {factor})",
+    "by({factor})({value})",
+    "Scaled({factor}).of({value})",
+    "table[{factor}]({value})",
+    "bound({value}, factor={factor})",
+)
+"""A product in other words: by a function, a closure, an object, a lambda and a partial."""
+ENDS = ("1 // 0", "failing()")
+HELPERS = """\
+import functools
+import warnings
+
+import nnsight
+
+SIGN = 1
+
+
+def times(value, factor=1.0):
+    return value * (factor * SIGN)
+
+
+def by(factor):
+    def scaled(value):
+        return times(value, factor=factor)
+
+    return scaled
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def of(self, value):
+        return by(self.factor)(value)
+
+
+def failing():
+    return 1 // 0
+
+
+def program(model, xs, seen, at=None):
+    bound = functools.partial(times)
+    table = {factor: (lambda value, factor=factor: value * factor) for factor in %s}
+"""
+FACTORS = (0.5, 2.0, -1.0, 0.0, 1.5)
+
+
+def product(word: str, value: str, factor: float) -> str:
+    return word.format(value=value, factor=factor)
+
+
 # --- statements -----------------------------------------------------------------------------------
 
 
@@ -51,10 +104,12 @@ class Read:
 
     place: Place
     name: str
+    aloud: str = ""  # a call that is told of it
 
     def lines(self, names: Names) -> list[str]:
         read = f"{self.name} = {self.place.text(names.model)}.clone()"
-        return [read, *names.note(f"{self.name}.detach()")]
+        aloud = [f'{self.aloud}(f"{self.name} {{tuple({self.name}.shape)}}")'] if self.aloud else []
+        return [read, *aloud, *names.note(f"{self.name}.detach()")]
 
 
 @dataclass(frozen=True)
@@ -64,10 +119,11 @@ class Change:
     place: Place
     factor: float
     name: str | None = None  # None: of the value that is there
+    word: str = PLAIN
 
     def lines(self, names: Names) -> list[str]:
         place = self.place.text(names.model)
-        return [f"{place} = {self.name or place} * {self.factor}"]
+        return [f"{place} = {product(self.word, self.name or place, self.factor)}"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +143,11 @@ class Skip:
 
     place: Place  # its input
     factor: float
+    word: str = PLAIN
 
     def lines(self, names: Names) -> list[str]:
         target = self.place.of(names.model)
-        return [f"{target}.skip({target}.input * {self.factor})"]
+        return [f"{target}.skip({product(self.word, f'{target}.input', self.factor)})"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +167,16 @@ class Stop:
 
     def lines(self, names: Names) -> list[str]:
         return ["tracer.stop()"]
+
+
+@dataclass(frozen=True)
+class Fail:
+    """An error of the block's own."""
+
+    word: str
+
+    def lines(self, names: Names) -> list[str]:
+        return [self.word]
 
 
 @dataclass(frozen=True)
@@ -201,6 +268,7 @@ Statement = (
     | Skip
     | Next
     | Stop
+    | Fail
     | Result
     | When
     | Loop
@@ -271,17 +339,23 @@ class Run:
         return self.verb == "scan"
 
     def names(self, block: int) -> Names:
-        return Names(self.spoken, f"seen[{self.index + block}]", self.scan)
+        return Names(self.spoken, f"seen_{self.index + block}", self.scan)
 
-    def lines(self) -> list[str]:
+    @property
+    def lists(self) -> list[str]:
+        """The lists of what its blocks see."""
+        count = len(self.blocks) + (self.outer_cache is not None)
+        return [f"seen_{self.index + block}" for block in range(count)]
+
+    def lines(self, sent: bool = False) -> list[str]:
         head = f"with {self.model}.{self.verb}"
+        call = [*self._of_call(), *(["**at"] if sent else [])]
+        saved = [f"    nnsight.save([{', '.join(self.lists)}])"] if sent else []
         if self.direct:
             given = f"xs[{self.blocks[0].given}]"
-            lines = [
-                f"{head}({', '.join([given, *self._of_input(), *self._of_call()])}) as tracer:"
-            ]
-            return [*lines, *indented(self.blocks[0].body, self.names(0))]
-        lines = [f"{head}({', '.join(self._of_call())}) as tracer:"]
+            lines = [f"{head}({', '.join([given, *self._of_input(), *call])}) as tracer:"]
+            return [*lines, *saved, *indented(self.blocks[0].body, self.names(0))]
+        lines = [f"{head}({', '.join(call)}) as tracer:", *saved]
         if self.outer_cache is not None:
             lines += indented([self.outer_cache], self.names(len(self.blocks)))
         for number, block in enumerate(self.blocks):
@@ -317,13 +391,24 @@ class Program:
         runs = [c for c in self.commands if isinstance(c, Run)]
         return sum(len(run.blocks) + (run.outer_cache is not None) for run in runs)
 
-    def source(self) -> str:
-        """As a function of the model, the inputs and the lists of what each block sees."""
-        lines = ["def program(model, xs, seen):"]
+    def source(self, sent: bool = False) -> str:
+        """As a function of the model, the inputs and the lists of what each block sees.
+
+        Args:
+            sent: whether it takes `at` as well, which says where its traces run.
+        """
+        at = "**at" if sent else ""
+        lines = (HELPERS % (FACTORS,)).splitlines()
+        lines += [f"    seen_{n} = seen[{n}]" for n in range(self.blocks)]
         for number, command in enumerate(self.commands):
             if number == self.session:
-                lines += ["    with model.session():"]
+                lines += [f"    with model.session({at}):"]
+                runs = [c for c in self.commands[number:] if isinstance(c, Run)]
+                lists = [name for run in runs for name in run.lists]
+                lines += [f"        nnsight.save([{', '.join(lists)}])"] if sent else []
             inner = self.session is not None and number >= self.session
             indent = "        " if inner else "    "
-            lines += [indent + line for line in command.lines()]
+            alone = sent and not inner and isinstance(command, Run)
+            found = command.lines(True) if alone else command.lines()
+            lines += [indent + line for line in found]
         return "\n".join(lines) + "\n"

@@ -104,6 +104,10 @@ class Block:
         raise Stop
         yield
 
+    def _Fail(self, s: p.Fail) -> Ask:
+        raise ZeroDivisionError
+        yield
+
     def _Result(self, s: p.Result) -> Ask:
         visit = yield RESULT, 0
         self.note(visit.value)
@@ -179,7 +183,7 @@ class Sim:
             self.refuse_waiting()
         except Stop:
             return "stop"
-        except (MissedProviderError, Refused) as error:
+        except (MissedProviderError, Refused, ZeroDivisionError) as error:
             return type(error).__name__
         return "ok"
 

@@ -8,7 +8,7 @@ from tests.behaviour.fuzz.verbs import program as p
 from tests.behaviour.fuzz.verbs.subjects import Subject, gpt2, stack
 
 WEIGHTS = {"read": 10, "change": 6, "in_place": 3, "skip": 2, "cache": 2}
-FACTORS = (0.5, 2.0, -1.0, 0.0, 1.5)
+FACTORS = p.FACTORS
 
 
 class Writer:
@@ -48,7 +48,12 @@ class Writer:
             return None
         name = self.name("v")
         self.bound.append(name)
-        return p.Read(place, name)
+        aloud = self.rng.choice(["print", "warnings.warn"]) if self.rng.random() < 0.2 else ""
+        return p.Read(place, name, aloud)
+
+    def word(self) -> str:
+        """How a product is written."""
+        return self.rng.choice(p.PRODUCTS) if self.rng.random() < 0.4 else p.PLAIN
 
     def change(self) -> p.Statement | None:
         if (place := self.place()) is None:
@@ -56,7 +61,7 @@ class Writer:
         name = None
         if self.known and self.subject.square and self.rng.random() < 0.5:
             name = self.rng.choice(self.known)
-        return p.Change(place, self.rng.choice(FACTORS), name)
+        return p.Change(place, self.rng.choice(FACTORS), name, self.word())
 
     def in_place(self) -> p.Statement | None:
         if self.grad or (place := self.place()) is None:
@@ -70,7 +75,7 @@ class Writer:
             return None
         end = p.Place(place.path, place.op, "output")
         self.at = self.order.index(end) - 1  # what is inside will not run
-        return p.Skip(place, self.rng.choice(FACTORS))
+        return p.Skip(place, self.rng.choice(FACTORS), self.word())
 
     def cache(self) -> p.Statement | None:
         if not self.notes:
@@ -130,6 +135,8 @@ class Writer:
                 body += self.backward() if self.grad else ()
         if can_stop and self.rng.random() < 0.06:
             body += (p.Stop(),)
+        elif can_stop and self.rng.random() < 0.04:
+            body += (p.Fail(self.rng.choice(p.ENDS)),)
         if self.rng.random() < 0.4 and (self.subject.square or stepping):
             body += (p.Result(self.subject.square and self.rng.random() < 0.3),)
         return body
@@ -180,8 +187,10 @@ def _every(subject: Subject) -> tuple[str, ...] | None:
 # --- programs -------------------------------------------------------------------------------------
 
 
-def random_program(rng: Random) -> tuple[Subject, p.Program]:
-    subject = gpt2() if rng.random() < 0.12 else stack(rng.randint(1, 3))
+def random_program(rng: Random, subject: Subject | None = None) -> tuple[Subject, p.Program]:
+    """A program, for a subject or for any."""
+    if subject is None:
+        subject = gpt2() if rng.random() < 0.12 else stack(rng.randint(1, 3))
     grad = subject.square and rng.random() < 0.3
     counter, inputs, index = [0], 0, 0
     models, commands, known = ["model"], [], []
@@ -250,7 +259,7 @@ def _run(
             bound += straight
         entries.append(p.Entry(None if whole else given, body))
         given += not whole
-    if any(isinstance(s, p.Stop) for entry in entries for s in entry.body):
+    if any(isinstance(s, (p.Stop, p.Fail)) for entry in entries for s in entry.body):
         bound = []
     model = rng.choice(models)
     outer = None
