@@ -71,35 +71,33 @@ class LocalSimulationBackend:
         folder = str(Path(__file__).parents[2])
         code = _START.format(folder=folder, module=_MAIN, descriptor=writing)
         kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-c", code],
-                cwd=empty,
-                env=kept,
-                stdin=subprocess.PIPE,
-                pass_fds=[writing],
-            )
+        with (
+            os.fdopen(reading, "rb", 0),
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty,
+            tempfile.TemporaryFile() as asked,  # a pipe would be full before anybody reads it
+        ):
+            with os.fdopen(writing, "wb", 0):
+                pipe.send(asked.fileno(), b"O", *_packed(self.opening))
+                pipe.send(asked.fileno(), b"B", *request.pieces)
+                asked.seek(0)
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", code],
+                    cwd=empty,
+                    env=kept,
+                    stdin=asked,
+                    pass_fds=[writing],
+                )
             try:
-                os.close(writing)
-                return self._exchange(process, reading, request)
+                return self._answer(process, reading)
             finally:
-                os.close(reading)
                 process.kill()
                 process.wait()
 
-    def _exchange(
-        self, process: subprocess.Popen[bytes], reading: int, request: payload.Request
+    def _answer(
+        self, process: subprocess.Popen[bytes], reading: int
     ) -> tuple[Failure | None, bytearray]:
-        assert process.stdin is not None
-        deadline = Deadline.after(self.timeout)
         try:
-            pipe.send(process.stdin.fileno(), b"O", *_packed(self.opening))
-            pipe.send(process.stdin.fileno(), b"B", *request.pieces)
-            process.stdin.close()
-        except BrokenPipeError:  # it ended: what it left on the pipe says why, or nothing does
-            pass
-        try:
-            for kind, content in pipe.receive(reading, deadline):
+            for kind, content in pipe.receive(reading, Deadline.after(self.timeout)):
                 if kind == pipe.LOG:
                     print(content.decode(), end="", flush=True)
                 elif kind == pipe.END:
