@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nnsight.remote import data_only, wire
-from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
+from nnsight.remote.code_reading import CodeReader, may_be_called, objects
+from nnsight.remote.code_values import CodeWriter
 from nnsight.remote.environment import is_local
 from nnsight.remote.own_modules import own_modules
 from nnsight.remote.reading import Reader

@@ -5,10 +5,11 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import enum
 import functools
 import sys
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -200,6 +201,80 @@ def nearby(k):
     return Local
 
 
+Made = enum.Enum("Made", "A B")
+Number = enum.IntEnum("Number", {"ONE": 1, "ALSO_ONE": 1, "TWO": 2})
+Flags = enum.Flag("Flags", ["X", "Y"])
+Record = make_dataclass(
+    "Record",
+    [("a", int), ("b", list, field(default_factory=list))],
+    namespace={"total": lambda self: self.a + sum(self.b)},
+    order=True,
+)
+Derived = make_dataclass("Derived", ["a"], bases=(Record,), slots=True)
+
+
+class Row(typing.NamedTuple):
+    a: int
+    b: str
+
+
+class Options(typing.TypedDict, total=False):
+    a: int
+
+
+UserId = typing.NewType("UserId", int)
+
+
+@functools.singledispatch
+def kind_of(value):
+    return "other"
+
+
+@kind_of.register
+def _(value: int):
+    return f"int {kind_of('')}"
+
+
+@kind_of.register(Base)
+def kind_of_base(value):
+    return "base"
+
+
+class Chooses:
+    @functools.singledispatchmethod
+    def of(self, value):
+        return "other"
+
+    @of.register
+    def _(self, value: int):
+        return "int"
+
+
+class Named:
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, instance, owner):
+        return self.name
+
+
+class Uses:
+    field = Named()
+
+    def __init_subclass__(cls, tag=None):
+        cls.tag = tag
+
+
+class Tag(Uses, tag=3):
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class Slots:
+    a: int
+    b: list[Any] = field(default_factory=list)
+
+
 LAMBDAS = [lambda x: x + 1, lambda x: x * 2, lambda x, y=K: x - y]
 
 
@@ -240,6 +315,20 @@ TABLE: list[tuple[Any, Any]] = [
     (Triple, lambda v: v.apply(torch.ones(1)).item() == 2),
     (nearby(4)(), lambda v: v.m() == 9 and v.own() is type(v)),
     (typing.cast, lambda v: v is typing.cast),
+    ([Made.B, Made], lambda v: v[0] is v[1].B and [m.name for m in v[1]] == ["A", "B"]),
+    ([Number.TWO, Number], lambda v: v[0] == 2 and v[1].ALSO_ONE is v[1].ONE),
+    (Flags.X | Flags.Y, lambda v: v.value == 3),
+    ([Record(1, [2]), Record], lambda v: v[0] == v[1](1, [2]) and v[0].total() == 3 < v[1](4).a),
+    (Derived(3), lambda v: v.total() == 3 and v.a == 3),
+    (Row(1, "b"), lambda v: v.b == "b"),
+    (Options, lambda v: v(a=1) == {"a": 1} and not v.__total__),
+    (UserId, lambda v: v(3) == 3),
+    (kind_of, lambda v: (v(1), v("")) == ("int other", "other")),
+    ([kind_of, Child()], lambda v: v[0](v[1]) == "base"),
+    (Chooses(), lambda v: (v.of(1), v.of("")) == ("int", "other")),
+    (Tag(), lambda v: (v.tag, v.field) == (3, "field")),
+    (Slots(a=1, b=[2]), lambda v: (v.a, v.b) == (1, [2])),
+    (functools.partial(Slots, a=1), lambda v: v().a == 1),
 ]
 
 

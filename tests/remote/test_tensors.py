@@ -154,6 +154,28 @@ def test_what_a_tensor_is_beside_its_numbers():
     assert torch.equal(passed(complex_.conj().imag), complex_.conj().imag)
 
 
+def test_what_a_tensor_holds_beside_its_numbers():
+    leaf = torch.ones(2, requires_grad=True)
+    (leaf * 3).sum().backward()
+    leaf.note = {"about": leaf}  # type: ignore[attr-defined]
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    found, again, without = passed([leaf, leaf, weight])
+    assert found is again and found.note["about"] is found
+    assert found.grad.tolist() == [3, 3] and found.requires_grad
+    assert without.grad is None  # what is left over from training is not sent
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", ["csr", "csc", "bsr", "bsc", "coo"])
+def test_sparse_tensors_survive(kind: str):
+    dense = torch.eye(4) * torch.arange(4.0)
+    blocks = {"blocksize": (2, 2)} if kind.startswith("b") else {}
+    value = dense.to_sparse() if kind == "coo" else getattr(dense, f"to_sparse_{kind}")(**blocks)
+    found = passed([value])[0]
+    assert found.layout == value.layout and torch.equal(found.to_dense(), dense)
+
+
 def test_of_a_large_storage_only_what_is_used_travels():
     large = torch.randn(1000, 1000)
     assert len(packed(large[:, 3], compress=False)) < 10_000
@@ -175,6 +197,12 @@ def test_bytes_that_begin_anywhere_are_read():
         found += 1  # it can be written to
 
 
+def fewer_bits(tensor: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8)
+
+
 class Marked(torch.Tensor):
     def mark(self) -> int:
         return 1
@@ -184,3 +212,5 @@ def test_a_class_of_tensors_survives_and_a_tensor_without_numbers_does_not():
     assert passed(torch.ones(2).as_subclass(Marked)).mark() == 1
     with pytest.raises(NotSendableError, match=r"it is no dense tensor\. Send `\.to_dense"):
         packed([torch.ones(2, 2).to_mkldnn()])
+    with pytest.raises(NotSendableError, match=r"Send `\.dequantize"):
+        packed([fewer_bits(torch.ones(2))])

@@ -8,9 +8,11 @@ import decimal
 import enum
 import fractions
 import functools
+import itertools
 import math
 import operator
 import pathlib
+import random
 import re
 import types
 import typing
@@ -101,6 +103,12 @@ class Keyed:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Keyed) and self.key == other.key
+
+
+class ExceptionWithMore(Exception):
+    def __init__(self, text: Any, more: int) -> None:
+        super().__init__(text)
+        self.more = more
 
 
 class Failed(ValueError):
@@ -252,6 +260,19 @@ OBJECTS: list[tuple[Any, Any]] = [
     (torch.nn.functional, lambda v: v is torch.nn.functional),
     (np.random.default_rng(3), lambda v: v.integers(99) == np.random.default_rng(3).integers(99)),
     (torch.Generator().manual_seed(3), lambda v: v.initial_seed() == 3),
+    (random.Random(3), lambda v: v.random() == random.Random(3).random()),
+    (itertools.count(3), lambda v: next(v) == 3),
+    (iter([1, 2]), lambda v: list(v) == [1, 2]),
+    (collections.defaultdict(lambda: 5), lambda v: v[1] == 5),
+    (collections.UserDict(a=1), lambda v: v["a"] == 1),
+    (ExceptionWithMore(1, 2), lambda v: v.more == 2 and v.args == (1,)),
+    (typing.Annotated[int, 3], lambda v: v == typing.Annotated[int, 3]),
+    (torch.distributions.Normal(0.0, 1.0), lambda v: v.loc == 0),
+    (
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5),
+        lambda v: v.defaults["lr"] == 0.5,
+    ),
+    (torch.nn.Linear(2, 2).forward, lambda v: v(torch.ones(1, 2)).shape == (1, 2)),
 ]
 
 
@@ -294,6 +315,118 @@ def test_a_key_that_is_shared_is_whole_before_it_is_looked_up():
     assert found["tuple"][(found["key"], 2)] == 3
 
 
+# --- any graph of objects -------------------------------------------------------------------------
+
+
+class Linked:
+    pass
+
+
+@dataclass
+class Node:
+    one: Any = None
+    other: Any = None
+
+
+class Slots:
+    __slots__ = ("one", "other")
+
+
+KINDS = ("list", "dict", "deque", "namespace", "Linked", "Node", "Slots", "Many", "Box", "default")
+KINDS += ("tuple", "pair", "partial", "method", "cell", "array")  # made when their parts are
+
+
+def _made(kind: str) -> Any:
+    found: dict[str, Any] = {"namespace": types.SimpleNamespace, "deque": collections.deque}
+    found |= {"list": list, "dict": dict, "Linked": Linked, "Node": Node, "Slots": Slots}
+    found |= {"Many": Many, "Box": Box, "default": functools.partial(collections.defaultdict, list)}
+    return found[kind]()
+
+
+def _of_parts(kind: str, one: Any, other: Any) -> Any:
+    if kind == "tuple":
+        return one, other
+    if kind == "pair":
+        return Pair(one, other)
+    if kind == "partial":
+        return functools.partial(minus, one, b=other)
+    if kind == "method":
+        return Node(one, other).__repr__
+    if kind == "array":
+        found = np.empty(2, dtype=object)
+        found[0], found[1] = one, other
+        return found
+    return types.CellType((one, other))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value of a graph holds."""
+    if isinstance(value, functools.partial):
+        return [value.args, value.keywords]
+    if isinstance(value, types.CellType):
+        return [value.cell_contents]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, np.ndarray):
+        return list(value)
+    found: list[Any] = list(value) if isinstance(value, (list, tuple, collections.deque)) else []
+    if isinstance(value, dict):
+        found += [*value.values()]
+    names = ("one", "other") if type(value).__name__ == "Slots" else vars_of(value)
+    return found + [getattr(value, name) for name in names]
+
+
+def vars_of(value: Any) -> list[str]:
+    return sorted(getattr(value, "__dict__", ()))
+
+
+@st.composite
+def graphs(draw: Any) -> Any:
+    """Values of many kinds that hold each other in any way: aliases, rings, chains."""
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=9))
+    nodes: list[Any] = []
+    for kind in kinds:
+        if kind in KINDS[-6:]:
+            one, other = (draw(st.sampled_from([*nodes, 7])) for _ in range(2))
+            nodes.append(_of_parts(kind, one, other))
+        else:
+            nodes.append(_made(kind))
+    for node in nodes:
+        one, other = (draw(st.sampled_from([*nodes, "x"])) for _ in range(2))
+        if isinstance(node, (list, collections.deque)):
+            node.extend([one, other])
+        elif isinstance(node, dict):
+            node.update(one=one, other=other)
+        elif type(node) in (types.SimpleNamespace, Linked, Node, Slots):
+            node.one, node.other = one, other
+    return draw(st.sampled_from(nodes))
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs())
+def test_any_graph_of_objects_keeps_its_form(root: Any):
+    partners: dict[int, Any] = {}
+    taken: dict[int, Any] = {}
+    pending = [(root, passed([root, 0])[0])]
+    while pending:
+        one, other = pending.pop()
+        assert type(one).__name__ == type(other).__name__
+        if isinstance(one, (int, str)) or (type(one) is tuple and not one):
+            assert one == other
+            continue
+        if isinstance(one, types.MethodType):  # made anew each time that it is looked up
+            pending.append((one.__self__, other.__self__))
+            continue
+        if id(one) in partners:
+            assert partners[id(one)] is other
+            continue
+        assert id(other) not in taken, "two values have become one"
+        partners[id(one)], taken[id(other)] = other, one
+        mine, theirs = _parts(one), _parts(other)
+        assert len(mine) == len(theirs)
+        pending += zip(mine, theirs, strict=True)
+
+
 # --- what cannot leave ----------------------------------------------------------------------------
 
 
@@ -311,6 +444,7 @@ def test_what_is_tied_to_this_process_is_refused(tmp_path: pathlib.Path):
                 "is a `Thread`, which cannot be sent: it belongs to this process.",
             ),
             (line, "is a `socket`, which cannot be sent: it belongs to this process. Make it in"),
+            (torch.ones(2).untyped_storage(), "it is memory, of which nothing says what lies in"),
             (memoryview(b"x"), "is a `memoryview`, which cannot be sent: nothing says how to make"),
             (types.ModuleType("__main__"), "is the module `__main__`, which cannot be sent: it is"),
         ]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from nnsight.remote import pipe, wire
-from nnsight.remote.code_values import CodeReader, may_be_called, objects
+from nnsight.remote.code_reading import CodeReader, may_be_called, objects
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.perform import Outcome, failure_of, perform
 from nnsight.remote.reading import Reader

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import functools
-import importlib
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from types import FunctionType, ModuleType
@@ -23,25 +21,20 @@ import torch
 from nnsight.capture import portable_code
 from nnsight.capture.portable import globals_named
 from nnsight.capture.portable_code import CodeText
-from nnsight.remote.errors import PayloadError
-from nnsight.remote.reading import Reader
+from nnsight.remote import made_by_calls
+from nnsight.remote.code_reading import resolve
 from nnsight.remote.values import Node, Value, Writer
 
 IsLocal = Callable[[ModuleType], bool]
 
 _BUILT_IN = frozenset(v for v in vars(types).values() if isinstance(v, type))
-_CACHED: Any = type(functools.lru_cache(len))
+_DEFINED = frozenset({"function", "class", *made_by_calls.MAKERS})
 _OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 def text_node(text: CodeText) -> Node:
     name, filename, lineno = text.name, text.filename, text.lineno
     return [name, filename, lineno, text.text, text.flags, list(text.free), text.cls, text.top]
-
-
-def text_from(node: Node) -> CodeText:
-    name, filename, lineno, text, flags, free, cls, top = node
-    return CodeText(name, filename, lineno, text, flags, tuple(free), cls, top)
 
 
 @dataclass
@@ -61,14 +54,15 @@ class CodeWriter:
 
     def __call__(self, value: Any, writer: Writer) -> Node | None:
         if isinstance(value, FunctionType):
-            return self._function(value, writer)
+            made = made_by_calls.function_node(value, writer)
+            return self._function(value, writer) if made is None else made
         if type(value) is types.GenericAlias:  # of which Python 3.10 says that it is a class
             return writer.reduced(value)
         if isinstance(value, type):
             return self._class(value, writer)
         if isinstance(value, ModuleType):
             return self._module(value, writer)
-        if isinstance(value, _CACHED):
+        if isinstance(value, made_by_calls.CACHED):
             return ["cached", writer.value(value.__wrapped__), value.cache_parameters()]
         if isinstance(value, TypeVar):
             about = [value.__name__, value.__covariant__, value.__contravariant__]
@@ -97,7 +91,7 @@ class CodeWriter:
     def settle(self, writer: Writer) -> None:
         """Name what stands in modules that go along: there is one of it, as there is here."""
         for index, value in writer.written.items():
-            if writer.nodes[index][:1] in (["function"], ["class"]):
+            if writer.nodes[index][0] in _DEFINED:
                 if value.__module__ in self.modules and _leads_to(value):
                     writer.nodes[index] = writer.name(value)
 
@@ -154,10 +148,9 @@ class CodeWriter:
             return self._by_name(cls, writer)
         text = portable_code.text_of_class(cls)
         if text is None:
-            fields = getattr(cls, "_fields", None)
-            if fields is not None and issubclass(cls, tuple):
-                defaults = writer.value(getattr(cls, "_field_defaults", {}))
-                return ["named tuple", cls.__name__, list(fields), defaults, cls.__module__]
+            made = made_by_calls.class_node(cls, writer)
+            if made is not None:
+                return made
             raise writer.refused(
                 cls,
                 "its source is kept nowhere",
@@ -297,145 +290,3 @@ def imports_of(text: str, name: str, package: bool) -> list[str]:
                 base = ".".join([*above, *([base] if base else [])])
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return found
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def resolve(module: str, qualname: str) -> Any:
-    """The object that a name leads to; this imports its module."""
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def objects(module: str, qualname: str) -> Any:
-    """The class or function of a name.
-
-    Raises:
-        PayloadError: this side does not have it.
-    """
-    try:
-        return resolve(module, qualname)
-    except ImportError as error:
-        raise PayloadError(
-            f"The block uses `{module}.{qualname}`, and this side has no such module ({error})."
-        ) from error
-    except AttributeError as error:
-        raise PayloadError(
-            f"The block uses `{module}.{qualname}`, which this side's version of `{module}` lacks."
-        ) from error
-
-
-def may_be_called(function: Any, given: list[Any]) -> bool:
-    """Whether a call may be made to build an object: a block runs whatever it likes anyway."""
-    return callable(function)
-
-
-@dataclass
-class CodeReader:
-    """Reads what `CodeWriter` wrote.
-
-    Args:
-        show: told each text that is compiled, so that errors can show its lines.
-        modules: those that came as source, by name.
-    """
-
-    show: Callable[[str, int, str], None]
-    modules: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def makers(self) -> dict[str, Callable[[Node, Reader], Any]]:
-        return {
-            "function": self._function,
-            "namespace": self._namespace,
-            "class": self._class,
-            "named tuple": self._named_tuple,
-            "module": self._module,
-            "method": lambda rest, reader: getattr(reader.whole(rest[0]), rest[1]),
-            "cached": self._cached,
-            "type variable": self._type_variable,
-            "operation of torch": self._operation,
-        }
-
-    def _namespace(self, rest: Node, reader: Reader) -> dict[str, Any]:
-        module, names = rest
-        found: dict[str, Any] = {"__name__": module, "__builtins__": builtins}
-        if module in self.modules:  # its text has run; what has changed since came along
-            found = vars(importlib.import_module(module))
-
-        def fill() -> None:
-            for name, value in names.items():
-                reader.when_made(value, functools.partial(found.__setitem__, name))
-
-        reader.later(fill)
-        return found
-
-    def _function(self, rest: Node, reader: Reader) -> FunctionType:
-        node, name, qualname, namespace, closure, *more, doc = rest
-        defaults, keywords, attributes, annotations = more
-        text = text_from(node)
-        self.show(text.filename, text.lineno, text.text)
-        cells = {name: reader.value(cell) for name, cell in closure}
-        function = portable_code.function_of(text, reader.value(namespace), cells, qualname)
-        function.__name__, function.__doc__ = name, doc
-
-        def fill() -> None:
-            function.__defaults__ = reader.whole(defaults)
-            function.__kwdefaults__ = reader.whole(keywords)
-            function.__annotations__ = reader.whole(annotations) or {}
-            held = reader.value(attributes)
-            reader.when_filled(attributes, lambda: function.__dict__.update(held or {}))
-
-        reader.later(fill)
-        return function
-
-    def _class(self, rest: Node, reader: Reader) -> type:
-        node, qualname, module, namespace, bases, first, free, _, state = rest
-        text = text_from(node)
-        self.show(text.filename, text.lineno, text.text)
-        names = reader.value(namespace)
-        names["__name__"] = module
-        for name, value in first:
-            names[name] = reader.whole(value)
-        cells = {name: reader.value(cell) for name, cell in free}
-        found = portable_code.class_of(
-            text, tuple(reader.whole(base) for base in bases), names, cells, qualname
-        )
-
-        def fill() -> None:
-            for name, value in state:
-                type.__setattr__(found, name, reader.value(value))
-
-        reader.later(fill)
-        return found
-
-    def _named_tuple(self, rest: Node, reader: Reader) -> type:
-        import collections
-
-        name, fields, defaults, module = rest
-        last = list(reader.whole(defaults).values())
-        return collections.namedtuple(name, fields, defaults=last, module=module)  # type: ignore[return-value]
-
-    def _cached(self, rest: Node, reader: Reader) -> Any:
-        function, parameters = rest
-        return functools.lru_cache(**parameters)(reader.whole(function))
-
-    def _type_variable(self, rest: Node, reader: Reader) -> Any:
-        name, covariant, contravariant, constraints, bound = rest
-        given = {"covariant": covariant, "contravariant": contravariant}
-        return TypeVar(name, *reader.whole(constraints), bound=reader.whole(bound), **given)  # type: ignore[misc]
-
-    def _operation(self, rest: Node, reader: Reader) -> Any:
-        found: Any = torch.ops
-        for part in rest[0].split("."):
-            found = getattr(found, part)
-        return found
-
-    def _module(self, rest: Node, reader: Reader) -> ModuleType:
-        try:
-            return importlib.import_module(rest[0])
-        except ImportError as error:
-            raise PayloadError(
-                f"The block uses the module `{rest[0]}`, which this side does not have ({error})."
-            ) from error

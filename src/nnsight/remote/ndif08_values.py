@@ -13,7 +13,7 @@ import torch
 
 from nnsight.capture.saving import save
 from nnsight.remote import ndif08_classes
-from nnsight.remote.code_values import objects
+from nnsight.remote.code_reading import objects
 from nnsight.remote.errors import PayloadError, damaged
 from nnsight.remote.model import Remotable
 from nnsight.remote.ndif08_pickle import Made, Name, Pid

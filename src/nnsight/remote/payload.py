@@ -26,7 +26,8 @@ from nnsight.capture.scope import Scope
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import wire
-from nnsight.remote.code_values import CodeReader, CodeWriter, may_be_called, objects
+from nnsight.remote.code_reading import CodeReader, may_be_called, objects
+from nnsight.remote.code_values import CodeWriter
 from nnsight.remote.context import RETURNED
 from nnsight.remote.errors import NotSendableError, damaged, not_a_trace
 from nnsight.remote.model import Remotable

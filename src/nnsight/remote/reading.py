@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 
 from nnsight.remote.errors import PayloadError, damaged
-from nnsight.remote.tensors import MemoryReader, array_of, dtype_of, tensor_of
+from nnsight.remote.tensors import (
+    MemoryReader,
+    array_of,
+    compressed_of,
+    coo_of,
+    dtype_of,
+    put_beside,
+    tensor_of,
+)
 from nnsight.remote.values import Node, Value
 
 Objects = Callable[[str, str], Any]
@@ -106,10 +115,12 @@ class Reader:
             if type(value) is not list or value[0] in self._settled:
                 continue
             word, *rest = self.nodes[value[0]]
-            if word in ("tuple", "frozenset"):
+            if word in ("tuple", "frozenset", "object"):
                 self._settled.add(value[0])
-                pending += rest
-            elif value[0] in self._fills:
+                pending += rest[1] if word == "object" else rest
+            if word in ("tuple", "frozenset"):
+                continue
+            if value[0] in self._fills:
                 self._to_fill.append(value[0])
 
     def when_made(self, value: Value, give: Callable[[Any], None]) -> None:
@@ -200,10 +211,13 @@ def _read_cell(rest: Node, reader: Reader) -> Any:
 def _object(rest: Node, reader: Reader) -> Any:
     function, args, state, items, pairs = rest
     call = reader.value(function)
-    given = [reader.whole(arg) for arg in args]
+    first = reader.whole(args[0]) if args else None
+    record = call is _NEW_OBJECT and _is_record(first)
+    part = reader.value if record else reader.whole  # a record may be in a list that it holds
+    given = [part(arg) for arg in args]
     if not reader.callables(call, given):
         raise damaged(f"it calls `{getattr(call, '__qualname__', '?')}`, and holds data only")
-    found = call(*given)
+    found = tuple.__new__(first, given[1:]) if record else call(*given)
 
     def fill() -> None:
         for item in items:
@@ -223,6 +237,14 @@ def _object(rest: Node, reader: Reader) -> Any:
 
     reader.later(fill)
     return found
+
+
+_NEW_OBJECT: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+
+
+def _is_record(cls: Any) -> bool:
+    """Whether objects of a class are tuples with names, and reduced to their members."""
+    return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
 def _array(rest: Node, reader: Reader) -> Any:
@@ -252,14 +274,22 @@ def _tensor_of_a_class(rest: Node, reader: Reader) -> Any:
     return plain.as_subclass(cls).requires_grad_(requires_grad)
 
 
+def _tensor_and_more(rest: Node, reader: Reader) -> Any:
+    plain, beside = rest
+    found = reader.whole(plain)
+
+    def fill() -> None:
+        for name, value in beside.items():
+            put_beside(found, name, reader.whole(value))
+
+    reader.later(fill)
+    return found
+
+
 def _numpy_dtype(descr: Any) -> Any:
     import numpy as np
 
     return np.lib.format.descr_to_dtype(descr)
-
-
-def _coo(indices: Any, values: Any, shape: Any) -> Any:
-    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
 
 
 def _named(rest: Node, reader: Reader) -> Any:
@@ -313,7 +343,9 @@ _MAKERS: dict[str, Make] = {
     "of torch": lambda rest, reader: _OF_TORCH[rest[0]],
     "tensor": lambda rest, reader: tensor_of(rest, reader.memory, reader.device),
     "tensor of a class": _tensor_of_a_class,
-    "coo": lambda rest, reader: _coo(*map(reader.whole, rest)),
+    "tensor and more": _tensor_and_more,
+    "compressed": lambda rest, reader: compressed_of(*map(reader.whole, rest)),
+    "coo": lambda rest, reader: coo_of(*map(reader.whole, rest)),
     "array": _array,
     "array of objects": _array_of_objects,
     "dtype of numpy": lambda rest, reader: _numpy_dtype(reader.whole(rest[0])),

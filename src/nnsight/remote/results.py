@@ -23,7 +23,7 @@ from nnsight.remote.model import Remotable
 from nnsight.remote.parts import ModelWriter
 from nnsight.remote.payload import VERSION, Arrived
 from nnsight.remote.reading import Reader
-from nnsight.remote.tensors import MemoryReader
+from nnsight.remote.tensors import MemoryReader, put_beside, what_is_beside
 from nnsight.remote.values import Node, Writer
 
 
@@ -77,7 +77,8 @@ def _state(value: Any, writer: Writer, plain: bool) -> list[Any]:
     if isinstance(value, dict):
         return ["dict", writer.pairs(value.items())]
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return ["tensor", [writer.reserve("", writer.memory.tensor(value))]]
+        held = writer.reserve("", writer.memory.tensor(value))
+        return ["tensor", [held], writer.named(what_is_beside(value))]
     if kind is numpy.ndarray and not getattr(value.dtype, "hasobject"):  # noqa: B009
         return ["array", [writer.reserve("", writer.of_numpy(value))]]
     if plain and _has_attributes(value):
@@ -244,3 +245,5 @@ def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
             now = reader.value(content[0])
             if now.shape == found.shape and not torch.equal(now.to(found), found):
                 found.copy_(now)
+            for name, value in content[1].items():
+                put_beside(found, name, reader.whole(value))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nnsight.remote.errors import damaged
 
@@ -29,6 +30,66 @@ def dtype_of(name: object) -> torch.dtype:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+# --- what a tensor is beside dense numbers -------------------------------------------------------
+
+_ROWS, _COLUMNS = ("crow_indices", "col_indices"), ("ccol_indices", "row_indices")
+COMPRESSED = {
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+"""What says where the numbers of a sparse tensor are, by its layout."""
+
+
+def not_dense(value: torch.Tensor) -> str:
+    """What to send in place of a tensor that does not lie in memory as numbers; else nothing."""
+    if value.is_quantized:
+        return ".dequantize()"
+    if value.is_nested:
+        return ".unbind()"
+    dense = value.layout is torch.strided and not is_traceable_wrapper_subclass(value)
+    return "" if dense else ".to_dense()"
+
+
+def what_is_beside(value: torch.Tensor) -> dict[str, Any]:
+    """What a tensor holds beside its numbers: its gradient, and what its user put on it.
+
+    The gradient of a parameter is left over from training more often than not, and not taken.
+    """
+    found = {n: v for n, v in vars(value).items() if not n.startswith("_")}
+    if value.is_leaf and not isinstance(value, torch.nn.Parameter) and value.grad is not None:
+        found["grad"] = value.grad
+    return found
+
+
+def put_beside(tensor: torch.Tensor, name: str, value: Any) -> None:
+    """Give a tensor a gradient, or what its user had put on it.
+
+    Raises:
+        PayloadError: it is no gradient of this tensor, or would hide what every tensor has.
+    """
+    try:
+        if name == "grad":
+            tensor.grad = value
+            return
+    except (RuntimeError, TypeError) as error:
+        raise damaged("it has a gradient that fits no tensor") from error
+    if type(name) is not str or hasattr(torch.Tensor, name):
+        raise damaged("it puts on a tensor what every tensor has")
+    setattr(tensor, name, value)
+
+
+def coo_of(indices: Any, values: Any, shape: Any) -> Any:
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
+
+
+def compressed_of(*given: Any) -> Any:
+    *parts, shape, layout = given
+    about: dict[str, Any] = {"layout": layout, "check_invariants": True}
+    return torch.sparse_compressed_tensor(*parts, tuple(shape), **about)
 
 
 # --- writing --------------------------------------------------------------------------------------

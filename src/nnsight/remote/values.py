@@ -24,10 +24,9 @@ from types import BuiltinFunctionType, CellType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nnsight.remote.errors import NotSendableError, not_sendable
-from nnsight.remote.tensors import MemoryWriter, name_of
+from nnsight.remote.tensors import COMPRESSED, MemoryWriter, name_of, not_dense, what_is_beside
 
 Value = Any  # None, bool, int, float, str or [n]
 Node = list[Any]
@@ -158,13 +157,21 @@ class Writer:
         if value.layout is torch.sparse_coo:
             value = value.detach().coalesce()
             return ["coo", *self.values((value.indices(), value.values(), list(value.shape)))]
-        dense = value.layout is torch.strided and not value.is_quantized and not value.is_nested
-        if not dense or is_traceable_wrapper_subclass(value):
-            raise self.refused(value, "it is no dense tensor", "Send `.to_dense()` of it.")
+        if value.layout in COMPRESSED:
+            plain = value.detach()
+            parts = [getattr(plain, name)() for name in COMPRESSED[value.layout]]
+            return ["compressed", *self.values((*parts, plain.values(), plain.shape, value.layout))]
+        if instead := not_dense(value):
+            raise self.refused(value, "it is no dense tensor", f"Send `{instead}` of it.")
         if type(value) not in (torch.Tensor, torch.nn.Parameter):
             plain = value.detach().as_subclass(torch.Tensor)
             return ["tensor of a class", *self.values((type(value), plain, value.requires_grad))]
-        return self.memory.tensor(value)
+        node = self.memory.tensor(value)
+        beside = what_is_beside(value)
+        if not beside:
+            return node
+        inner = self.reserve("", node)
+        return ["tensor and more", [inner], {n: self.value(v, f".{n}") for n, v in beside.items()}]
 
     def of_numpy(self, value: Any) -> Node:
         """An array, a number or a dtype of numpy."""
@@ -215,7 +222,7 @@ class Writer:
         """
         kind = type(value)
         reducer = copyreg.dispatch_table.get(kind)
-        if isinstance(value, threading.Thread):  # or what it holds would be refused
+        if isinstance(value, _NEVER):  # or what it holds would be refused, or nobody could read it
             raise self.refused(value, *_why(value))
         try:
             made = value.__reduce_ex__(4) if reducer is None else reducer(value)
@@ -296,6 +303,11 @@ _TIED: Sequence[tuple[Any, str, str]] = (
         "it is half run, here",
         "Send a list of what it gives.",
     ),
+    (
+        (torch.UntypedStorage, torch.TypedStorage),
+        "it is memory, of which nothing says what lies in it",
+        "Send a tensor that lies in it.",
+    ),
     (io.IOBase, "it is open in this process", "Send what is in it, `.read()`."),
     (
         (type(threading.Lock()), type(threading.RLock()), threading.Thread, socket.socket),
@@ -304,6 +316,7 @@ _TIED: Sequence[tuple[Any, str, str]] = (
     ),
 )
 
+_NEVER = (threading.Thread, torch.UntypedStorage, torch.TypedStorage)
 _TYPES = {
     v: n for n, v in vars(types).items() if isinstance(v, type) and v.__module__ == "builtins"
 }

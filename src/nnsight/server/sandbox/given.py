@@ -27,7 +27,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _PLAIN_TOO = (tuple, set, frozenset, slice, range, type(...), torch.layout, torch.memory_format)
 _REFUSED = (
     *("name", "method", "object", "cell", "coo", "array", "dtype of numpy", "bytearray", "proxy"),
-    *("tensor of a class", "array of objects"),
+    *("tensor of a class", "array of objects", "tensor and more", "compressed"),
 )
 _DTYPES = frozenset(
     (

@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 
 from nnsight import nested
-from nnsight.remote.code_values import may_be_called
+from nnsight.remote.code_reading import may_be_called
 from nnsight.remote.reading import _MAKERS, Reader
 from nnsight.remote.tensors import MemoryReader, tensor_of
 from nnsight.remote.values import Node, Writer
