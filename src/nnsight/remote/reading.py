@@ -211,7 +211,7 @@ def _read_cell(rest: Node, reader: Reader) -> Any:
 def _object(rest: Node, reader: Reader) -> Any:
     function, args, state, items, pairs = rest
     call = reader.value(function)
-    first = reader.whole(args[0]) if args else None
+    first: Any = reader.whole(args[0]) if args else None
     record = call is _NEW_OBJECT and _is_record(first)
     part = reader.value if record else reader.whole  # a record may be in a list that it holds
     given = [part(arg) for arg in args]

@@ -87,9 +87,9 @@ def coo_of(indices: Any, values: Any, shape: Any) -> Any:
 
 
 def compressed_of(*given: Any) -> Any:
-    *parts, shape, layout = given
+    where, which, values, shape, layout = given
     about: dict[str, Any] = {"layout": layout, "check_invariants": True}
-    return torch.sparse_compressed_tensor(*parts, tuple(shape), **about)
+    return torch.sparse_compressed_tensor(where, which, values, tuple(shape), **about)
 
 
 # --- writing --------------------------------------------------------------------------------------
