@@ -493,6 +493,26 @@ def test_an_empty_prompt(gpt2):
     assert hooks_on(gpt2._module) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("input", "this invoke has none: it went in as `inputs_embeds=`"), ("wte", "never called")],
+)
+def test_ids_asked_for_by_an_invoke_of_embeddings(gpt2, place, says):
+    width = gpt2.config.n_embd
+    with pytest.raises(ValueError, match=says) as caught:
+        with gpt2.trace() as tracer:
+            with tracer.invoke("Hello"):
+                kept = gpt2.transformer.h[0].output.save()
+            with tracer.invoke(inputs_embeds=torch.ones(1, 2, width)):
+                if place == "input":
+                    gpt2.input = gpt2.input * 2  # here
+                else:
+                    gpt2.transformer.wte.output = 0  # here
+    *_, last = traceback.extract_tb(caught.value.__traceback__)
+    assert (last.line or "").endswith("# here")
+    assert hooks_on(gpt2._module) == [] and "kept" not in locals()
+
+
 # --- the pages on errors --------------------------------------------------------------------------
 
 PAGES = sorted((ROOT / "docs" / "errors").glob("*.md"))

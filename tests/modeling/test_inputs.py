@@ -357,7 +357,6 @@ TOGETHER = [
         [given([1], foo=torch.ones(1, 2)), given([2])],
         "`foo` is given by invoke 0 but not by invoke 1",
     ),
-    ([given([1]), given(inputs_embeds=torch.ones(1, 1, 32))], "do not mix in one batch"),
     (
         [given([1], foo=torch.ones(1, 2)), given([2], foo=torch.ones(1, 3))],
         r"`foo` has the shapes \(1, 2\), \(1, 3\)",
@@ -370,6 +369,12 @@ TOGETHER = [
 def test_what_does_not_fit_together_is_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
         call(inputs, "gpt2")
+
+
+def test_ids_and_embeddings_mix_in_a_forward_only():
+    format = format_of(model_of("gpt2"), LazyTokenizer()).of("compute_transition_scores")
+    with pytest.raises(ValueError, match="do not mix in one batch"):
+        batch([given([1]), given(inputs_embeds=torch.ones(1, 1, 32))], format)
 
 
 def test_a_chat_without_a_template_is_refused(tokenizer):

@@ -58,6 +58,10 @@ class Hook:
         return _a_stray, ()
 
 
+class LastHook(Hook):
+    """A hook that stays behind all that come later: what it makes is for the model alone."""
+
+
 def _stray(module: Module, *_: Any) -> None:
     """What is left of our hooks in a copy: takes them off."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -75,11 +79,15 @@ def _hook(module: Module, hook: Callable[..., Any], run: Interleaver) -> None:
     key: Any = new_key()
     hooks: Any = module._forward_hooks
     run.at_close(hooks.pop, key, None)
-    if collectors := [known for known, other in hooks.items() if collects(other)]:
+    if behind := [known for known, other in hooks.items() if _stays_behind(other)]:
         run.at_close(_in_order, hooks, list(hooks))
     hooks[key] = Hook(hook)
-    for known in collectors:
+    for known in behind:
         hooks.move_to_end(known)
+
+
+def _stays_behind(hook: Any) -> bool:
+    return isinstance(hook, LastHook) or collects(hook)
 
 
 def collects(hook: Any) -> bool:
@@ -88,6 +96,12 @@ def collects(hook: Any) -> bool:
     What it collects the model goes on with, so it is to see what blocks assign.
     """
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+def keep_last(hooks: Any) -> None:
+    """Put those behind all others again that are to stay there, after one was added."""
+    for key in [key for key, hook in hooks.items() if isinstance(hook, LastHook)]:
+        hooks.move_to_end(key)
 
 
 def _in_order(hooks: Any, order: list[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from nnsight.envoy.handoff import Hook, as_tuple, new_key
+from nnsight.envoy.handoff import Hook, as_tuple, keep_last, new_key
 from nnsight.envoy.passage import module_of
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import INPUT, OUTPUT, Location
@@ -60,6 +60,8 @@ def _hook_outputs(targets: Targets, see: See, run: Interleaver, tupled: frozense
     run.at_close(undo)
     for module in targets:
         module._forward_hooks[key] = Hook(hook)  # type: ignore[index]
+        if len(module._forward_hooks) > 1:
+            keep_last(module._forward_hooks)
 
 
 def _hook_inputs(targets: Targets, see: See, run: Interleaver) -> None:

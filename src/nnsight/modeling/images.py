@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nnsight.modeling import errors, prompts
+from nnsight.modeling import embeds, errors, prompts
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format
 from nnsight.modeling.keywords import merged
@@ -63,8 +63,10 @@ def has_images(args: tuple[Any, ...], kwargs: Mapping[str, Any], rest: frozenset
 
 def batch(
     given: Sequence[Inputs], format: Format, processor: Any, names: frozenset[str]
-) -> tuple[dict[str, Any], Fields]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """All invokes as the keywords of one call that a model without eyes would take, and the rest.
+
+    The rest is what is made of images, and embeddings that go in beside ids.
 
     Args:
         given: what each invoke was given.
@@ -82,8 +84,13 @@ def batch(
         seen = [_together(texts)]
     made = [_processed(one, format, processor) if isinstance(one, Seen) else one for one in seen]
     words, sights = zip(*(_apart(fields, names) for fields, _ in made), strict=True)
-    tokens = join(words, format)
-    return {**tokens, **merged([params for _, params in made])}, _end_to_end(sights)
+    params = merged([params for _, params in made])
+    shown: dict[str, Any] = {**_end_to_end(sights)}
+    rows, replaced = embeds.with_placeholders(words, [bool(own) for own in sights], format)
+    tokens = join(rows, format)
+    if replaced:
+        shown |= embeds.beside(replaced, rows, tokens, params, format)
+    return {**tokens, **params}, shown
 
 
 def read(

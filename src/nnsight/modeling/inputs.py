@@ -15,7 +15,7 @@ import torch
 
 from nnsight import nested
 from nnsight.envoy.keywords import without_retired
-from nnsight.modeling import errors, limits, prompts
+from nnsight.modeling import embeds, errors, limits, prompts
 from nnsight.modeling.fitting import (
     check_ids,
     check_length,
@@ -38,6 +38,7 @@ from nnsight.modeling.padding import (
     stack,
     unpredicted,
 )
+from nnsight.modeling.sights import is_sight
 from nnsight.modeling.unmasked import warn_unmasked
 
 _PROMPTS = ("inputs", "input_ids")
@@ -114,11 +115,15 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
             the others; the text says which.
     """
     read = [_read(given.args, given.kwargs, format) for given in inputs]
-    fields = join([fields for fields, _ in read], format)
+    seeing = [any(map(is_sight, (*fields, *own))) for fields, own in read]
+    rows, replaced = embeds.with_placeholders([fields for fields, _ in read], seeing, format)
+    fields = join(rows, format)
     if format.generates:
         beams = int(format.generation_setting("num_beams", [own for _, own in read]) or 1)
         limits.settle([own for _, own in read], [_rows(own) or 1 for own, _ in read], beams)
     params = merged([params for _, params in read])
+    if replaced:
+        params |= embeds.beside(replaced, rows, fields, params, format)
     check_ids(fields, format)
     if params.get("past_key_values") is None:
         put_positions_right(fields, format)

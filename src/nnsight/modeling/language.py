@@ -16,7 +16,15 @@ from nnsight.envoy.envoy import Envoy
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
-from nnsight.modeling import errors, generation, generation_errors, padding, tokens
+from nnsight.modeling import (
+    embeds,
+    errors,
+    generation,
+    generation_errors,
+    lookup,
+    padding,
+    tokens,
+)
 from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format, format_of, is_causal
 from nnsight.modeling.generation import Generator
@@ -192,8 +200,19 @@ class LanguageModel(HuggingFaceModel):
             run.padding = padding.lengths(call.keywords.get("attention_mask"))
         if fn == generation.METHOD:
             generation.prepare(self, run, call)
+        lookup.enter(run, self._module)
 
     def _batch_of(
+        self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
+    ) -> Batch:
+        found = embeds.taken(call.keywords)
+        batch = self._rows_of(total, split, call, given)
+        if found is None:
+            return batch
+        memory = self._tree.memory.setdefault(self._path, {})
+        return lookup.mixed(self._module, batch, found, call, memory)
+
+    def _rows_of(
         self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
     ) -> Batch:
         if not split or call.func != getattr(self._module, generation.METHOD, None):

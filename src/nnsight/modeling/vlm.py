@@ -18,6 +18,7 @@ from nnsight.modeling import inputs as reading
 from nnsight.modeling.alone import Seeing
 from nnsight.modeling.format import Format, format_of
 from nnsight.modeling.language import LanguageModel
+from nnsight.modeling.sights import is_sight
 from nnsight.traces.model import Inputs
 
 
@@ -82,7 +83,7 @@ class VisionLanguageModel(LanguageModel):
     @functools.cached_property
     def _sights(self) -> frozenset[str]:
         """The inputs of the model that are made of images."""
-        return frozenset(filter(_is_sight, self._format.of("__call__").taken.names))
+        return frozenset(filter(is_sight, self._format.of("__call__").taken.names))
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:
         size = reading.count_rows(*images.plain(args, kwargs))
@@ -106,10 +107,10 @@ class VisionLanguageModel(LanguageModel):
         ready = all(not i.args and "text" not in i.kwargs for i in inputs)
         return None if ready else self.processor
 
-    def _batch_of(
+    def _rows_of(
         self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
     ) -> Batch:
-        batch = super()._batch_of(total, split, call, given)
+        batch = super()._rows_of(total, split, call, given)
         if not split or not self._sees(given) or not isinstance(batch.varies, BatchAxis):
             return batch
         invokes, start = [], 0
@@ -136,10 +137,6 @@ class VisionLanguageModel(LanguageModel):
         args, own = self._place((args, own))
         alone = functools.partial(call.func, *args, **{**shared, **own})
         return generation.two_steps(alone) if generates else alone
-
-
-def _is_sight(name: str) -> bool:
-    return any(sense in name for sense in ("pixel", "image", "video", "aspect_ratio", "cross_att"))
 
 
 def _text_parts(module: Any) -> tuple[str, ...]:

@@ -42,6 +42,18 @@ def writes(model, at):
 
 
 @block
+def ids_beside_embeddings(model, at):
+    embeds = torch.linspace(-1, 1, 3 * model.config.n_embd).reshape(1, 3, -1)
+    with model.trace(backend=at) as tracer:
+        with tracer.invoke(ONE):
+            model.transformer.wte.output[:, 0] = 0
+            one = model.lm_head.output.save()
+        with tracer.invoke(inputs_embeds=embeds):
+            two = model.lm_head.output.save()
+    return one, two
+
+
+@block
 def changes_in_place(model, at):
     with model.trace(ONE, backend=at):
         model.transformer.wte.output[:, 0] = 0
