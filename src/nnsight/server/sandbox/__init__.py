@@ -1,6 +1,13 @@
 """Code of a user who is not trusted: a process without weights, that trades values as data.
 
-`guest.py` is that process: it holds the model's skeleton, reads the request and runs its blocks.
-`host.py` is the model's side: it runs the model, with a proxy for each block that asks for what the
-block asks for. `process.py` starts guests, and `confine.py` takes from them what they do not need.
+The process (`guest.py`) holds the model's skeleton, reads the request and runs its blocks; the
+model's side (`host.py`) answers. Each file on one side has one on the other:
+
+    guest.py         host.py        asking, and answering
+    conversation.py  hosted.py      a run of the model, and whose turn it is
+    seen.py          hosted.py      what a block sees of that run
+    taken.py         given.py       values, and what was done to them in place
+    graph.py         mirrored.py    what autograd has recorded, and passes backward through it
+
+`process.py` starts guests, and `confine.py` takes from them what they do not need.
 """

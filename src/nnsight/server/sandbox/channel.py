@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from nnsight.remote import wire
 from nnsight.remote.errors import PayloadError
-from nnsight.remote.values import Writer
+from nnsight.remote.values import Node, Writer
 from nnsight.server.sandbox.errors import Broken, Gone, passed_limit
 
 _OVER = "its time is over"
@@ -106,3 +107,11 @@ class Channel:
 
     def close(self) -> None:
         self._end.close()
+
+
+def raw(writer: Writer, gradients: Iterable[Any]) -> list[Node | None]:
+    """Gradients as nodes. They are no values that the model knows."""
+    return [
+        None if g is None else [writer.reserve("", writer.memory.tensor(g.detach()))]
+        for g in gradients
+    ]

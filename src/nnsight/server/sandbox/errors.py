@@ -34,10 +34,18 @@ _TRUSTED = (
 )
 
 
-def no_gradients() -> SandboxError:
+def no_second_gradients(what: str) -> SandboxError:
     return SandboxError(
-        "Gradients do not pass from a sandbox through the model: this key is not trusted, so its "
-        f"block runs in a process without the weights. {_TRUSTED}"
+        f"`{what}` would go backward through a backward pass, and a sandbox cannot: this key is "
+        f"not trusted, so its block runs in a process without the weights. {_TRUSTED}"
+    )
+
+
+def earlier_graph() -> SandboxError:
+    return SandboxError(
+        "this loss was computed from values of an earlier trace, whose graph a sandbox has let go "
+        "of. Go backward before the next trace begins, for each loss by itself: gradients of "
+        f"leaves add up. {_TRUSTED}"
     )
 
 

@@ -22,6 +22,7 @@ from nnsight.remote.reading import Reader
 from nnsight.remote.tensors import MemoryReader, dtype_of, tensor_of
 from nnsight.remote.values import Node, Writer
 from nnsight.server.sandbox.errors import Broken, weights_are_fixed
+from nnsight.server.sandbox.mirrored import Mirrored, Show
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _PLAIN_TOO = (tuple, set, frozenset, slice, range, type(...), torch.layout, torch.memory_format)
@@ -49,6 +50,7 @@ class _Tensor:
     value: torch.Tensor
     version: int
     fixed: str = ""  # the place of a parameter: it may not be changed
+    edge: int = 0  # by which number the sandbox knows where its gradient arrives; 0: it has none
 
 
 @dataclass
@@ -57,13 +59,14 @@ class Given:
 
     Args:
         largest: bytes of a tensor that is taken from it.
+        mirrored: the graph that it has together with the model.
     """
 
     largest: int
+    mirrored: Mirrored
     tensors: dict[int, _Tensor] = field(default_factory=dict[int, _Tensor])
     held: dict[int, Any] = field(default_factory=dict[int, Any])  # containers and other objects
     kinds: list[type] = field(default_factory=list[type])  # of containers that went out
-    device: torch.device | None = None  # where tensors that it makes go
     _known: dict[int, int] = field(default_factory=dict[int, int])  # by the id of a tensor
     _objects: dict[int, int] = field(default_factory=dict[int, int])  # by the id of an object
     _members: dict[int, dict[Any, Any]] = field(default_factory=dict[int, dict[Any, Any]])
@@ -82,7 +85,11 @@ class Given:
             if _version(entry.value) != entry.version:
                 entry.version = _version(entry.value)
                 node = writer.memory.tensor(entry.value)
-                changed.append([handle, [writer.reserve("", node)]])
+                moved = not entry.edge or self.mirrored.moved(entry.edge)
+                if moved and entry.value.requires_grad:
+                    entry.edge = self._next()
+                    self.mirrored.lend(entry.value, entry.edge)
+                changed.append([handle, [writer.reserve("", node)], entry.edge if moved else 0])
         return changed
 
     def forget_containers(self) -> None:
@@ -100,9 +107,12 @@ class Given:
             raise writer.refused(value, "it is no dense tensor")
         handle = self._next()
         self._known[id(value)] = handle
-        self.tensors[handle] = _Tensor(value, _version(value), fixed)
+        entry = self.tensors[handle] = _Tensor(value, _version(value), fixed)
+        if value.requires_grad:
+            entry.edge = handle
+            self.mirrored.lend(value, handle)
         node = writer.memory.tensor(value)
-        node[:1] = ["new", handle, bool(fixed)]
+        node[:1] = ["new", handle, fixed, value.is_leaf]
         return node
 
     def _next(self) -> int:
@@ -157,30 +167,55 @@ class Given:
             "held": lambda rest, reader: self.held[rest[0]],
             "made": self._made,
             "tensor": self._tensor,
+            "joined": self._joined,
         }
         return Reader(nodes, MemoryReader(buffers), special={**refused, **own})
 
-    def take(self, reader: Reader, changes: Any, containers: Any, dropped: Any) -> None:
+    def take(self, reader: Reader, told: Mapping[str, Any], show: Show) -> None:
         """Do what the sandbox did in place, and let go of what it let go of.
 
         Raises:
             SandboxError: it has changed a weight.
         """
-        for handle, value in changes:
+        for handle in told.get("leaves", ()):
             entry = self._entry(handle)
             if entry.fixed:
                 raise weights_are_fixed(entry.fixed)
+            entry.value.requires_grad_()
+            entry.edge = handle
+            self.mirrored.lend(entry.value, handle)
+        for handle, value, how, number, nodes in told.get("changed", ()):
+            entry = self._entry(handle)
+            if entry.fixed:
+                raise weights_are_fixed(entry.fixed)
+            self.mirrored.add(nodes, show)
             new = reader.whole(value)
             if not isinstance(new, torch.Tensor) or new.shape != entry.value.shape:
                 raise Broken("a change of another shape")
-            entry.value.copy_(new)
+            self._put(entry, new, how, number)
             entry.version = _version(entry.value)
-        for index, pairs in containers:
+        self.mirrored.add(told.get("made", ()), show)
+        for index, pairs in told.get("containers", ()):
             self._change(index, {reader.whole(key): reader.whole(value) for key, value in pairs})
-        for handle in dropped:
+        for handle in told.get("dropped", ()):
             entry = self.tensors.pop(handle, None)
             if entry is not None:
                 self._known.pop(id(entry.value), None)
+
+    def _put(self, entry: _Tensor, new: torch.Tensor, how: Any, number: Any) -> None:
+        """Give a tensor what the sandbox's has now, in the way in which it was done there."""
+        if how == "data":  # through `.data`, or NumPy
+            entry.value.data.copy_(new)
+        elif how == "unseen":  # by autograd
+            entry.value.detach().copy_(new)
+        elif type(number) is not int or number >= 0:
+            raise Broken("a change of no kind")
+        else:
+            with torch.enable_grad():
+                entry.value.copy_(new)
+            if entry.value.requires_grad:
+                entry.edge = number
+                self.mirrored.lend(entry.value, number)
 
     def _change(self, index: int, members: dict[Any, Any]) -> None:
         """Give a container the members that the sandbox has given its own."""
@@ -223,7 +258,7 @@ class Given:
         raise Broken("a container of a kind that is not made")
 
     def _tensor(self, rest: Node, reader: Reader) -> torch.Tensor:
-        name, shape, requires_grad, _, kind, *lies = rest
+        name, shape, _, _, kind, *lies = rest
         dtype = dtype_of(name)
         if dtype not in _DTYPES or kind == "meta":
             raise Broken("a tensor of a kind that is not taken")
@@ -233,11 +268,12 @@ class Given:
         found = tensor_of([whole, shape, False, False, "cpu", *lies], reader.memory, None)
         if dtype is torch.bool:
             found = found != 0
-        if self.device is not None and self.device.type != "cpu":
-            found = found.to(self.device)
-        if requires_grad and (dtype.is_floating_point or dtype.is_complex):
-            return found.requires_grad_().clone()  # as it would be: no leaf of the graph
-        return found
+        return found if self.mirrored.device.type == "cpu" else found.to(self.mirrored.device)
+
+    def _joined(self, rest: Node, reader: Reader) -> torch.Tensor:
+        """A tensor that the sandbox has computed from what it was given, with its gradient."""
+        edge, *about = rest
+        return self.mirrored.joined(self._tensor(about, reader), edge)
 
 
 def _refuse(rest: Node, reader: Reader) -> Any:

@@ -33,6 +33,10 @@ class Elsewhere(Protocol):
         """The parameter or the buffer at a place."""
         ...
 
+    def forget_gradients(self) -> None:
+        """Let go of the gradients that parameters have got."""
+        ...
+
 
 class _Fetching(dict[str, Any]):
     """The parameters or the buffers of a module: each comes when it is first read."""
@@ -51,6 +55,10 @@ class _Fetching(dict[str, Any]):
                 f"{self._place}.{name}" if self._place else name
             )
         return self._there[name]
+
+    def there(self) -> list[torch.Tensor]:
+        """Those that have come."""
+        return list(self._there.values())
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
@@ -87,6 +95,10 @@ class Skeleton:
         assert self.elsewhere is not None
         return self.elsewhere.fetch(place)
 
+    def forget_gradients(self) -> None:
+        if self.elsewhere is not None:
+            self.elsewhere.forget_gradients()
+
     def refuse_changed(self) -> None:
         """Raise if the block has changed the model: it has changed the skeleton only.
 
@@ -111,6 +123,14 @@ def _detach(root: Module, elsewhere: Elsewhere) -> None:
         module._compiled_call_impl = impl  # what `Module.__call__` calls, if it is there
         for kind in ("_parameters", "_buffers"):
             module.__dict__[kind] = _Fetching(module.__dict__[kind], place, elsewhere)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        elsewhere.forget_gradients()
+        for module in root.modules():
+            for weight in module.__dict__["_parameters"].there():
+                weight.grad = None if set_to_none or weight.grad is None else weight.grad.zero_()
+
+    root.zero_grad = zero_grad  # type: ignore[method-assign]
 
 
 _PLAIN = (int, float, str, bool, type(None))

@@ -18,12 +18,13 @@ from nnsight.remote.tensors import MemoryReader, tensor_of
 from nnsight.remote.values import Node, Writer
 from nnsight.server.sandbox.channel import Memory
 from nnsight.server.sandbox.errors import (
-    no_gradients,
+    earlier_graph,
     no_numbers,
     only_data,
     opaque,
     weights_are_fixed,
 )
+from nnsight.server.sandbox.graph import Edge, Graph, edge_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _PLAIN_TOO = (list, dict, tuple, set, frozenset, slice, range, type(...))
@@ -46,18 +47,15 @@ class Opaque:
 
 
 class _FromTheModel(torch.autograd.Function):
-    """A tensor that the model computed: its gradients are not to be had here.
-
-    What was given and sent before is upstream of it, so that no gradient goes by it unseen.
-    """
+    """A tensor that the model computed: how, is known there."""
 
     @staticmethod
-    def forward(ctx: Any, content: list[torch.Tensor], *before: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, content: list[torch.Tensor], anchor: torch.Tensor) -> torch.Tensor:
         return content[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise no_gradients()
+        raise earlier_graph()  # of this run it would be asked there
 
 
 _ANCHOR = torch.empty(0, requires_grad=True)  # so that what comes of it requires gradients
@@ -73,19 +71,24 @@ class _Tensor:
     lies: tuple[Node, int, int]  # what describes it, and where its storage is in the memory
     version: int
     sum: int
-    fixed: bool
+    fixed: str  # the place of a weight: it may not be changed
+    edge: Edge | None  # where its gradient arrives, as the model's side knows it
 
 
 @dataclass
 class Taken:
-    """What this sandbox was given."""
+    """What this sandbox was given.
 
+    Args:
+        graph: what is computed from it.
+    """
+
+    graph: Graph
     tensors: dict[int, _Tensor] = field(default_factory=dict[int, _Tensor])
     _numbers: dict[int, int] = field(default_factory=dict[int, int])  # by the id of a tensor
     _objects: dict[int, tuple[int, Any]] = field(default_factory=dict[int, Any])  # by id
     _members: dict[int, dict[Any, Any]] = field(default_factory=dict[int, dict[Any, Any]])
     _kinds: dict[type, int] = field(default_factory=dict[type, int])
-    _before: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _memory: Memory = field(default_factory=Memory)
     # what the model's side takes to be here, from a message to it until its answer has been read
     _kept: list[Any] = field(default_factory=list[Any])
@@ -107,13 +110,17 @@ class Taken:
 
     def sync(self, reader: Reader, changed: Any) -> None:
         """Do in place what the model did."""
-        for handle, value in changed:
+        for handle, value, number in changed:
             entry = self.tensors.get(handle)
             tensor = None if entry is None else self._alive(handle, entry)
-            if entry is not None and tensor is not None:
-                with torch.no_grad():
-                    tensor.copy_(reader.whole(value))
-                self._mark(entry, tensor)
+            if entry is None or tensor is None:
+                continue
+            new = reader.whole(value).detach()
+            with torch.set_grad_enabled(bool(number)):
+                tensor.copy_(_FromTheModel.apply([new], _ANCHOR) if number else new)
+            if number:
+                entry.edge = self.graph.lend(tensor, number)
+            self._mark(entry, tensor)
 
     def moved(self) -> None:
         """The model has gone on: nothing that is done to containers matters to it now."""
@@ -128,16 +135,19 @@ class Taken:
         self._kept = []
 
     def _new(self, rest: Node, reader: Reader) -> torch.Tensor:
-        handle, fixed, name, shape, requires_grad, _, _, *lies = rest
+        handle, fixed, leaf, name, shape, requires_grad, parameter, _, *lies = rest
         about = [name, shape, False, False, "cpu", *lies]
-        content = tensor_of(about, reader.memory, None)
+        tensor = content = tensor_of(about, reader.memory, None)
         storage = content.untyped_storage()
         start, size = storage.data_ptr() - _address(self._memory), storage.nbytes()
         inside = 0 <= start and start + size <= len(self._memory) and size > 0
-        tensor = content
-        if requires_grad and torch.is_grad_enabled():
-            tensor = _FromTheModel.apply([content], _ANCHOR, *self._before)
-            self._before = [tensor]
+        if parameter:
+            tensor = torch.nn.Parameter(content, requires_grad)
+        elif requires_grad and leaf:
+            content.requires_grad_()
+        elif requires_grad:
+            with torch.enable_grad():
+                tensor = _FromTheModel.apply([content], _ANCHOR)
         entry = _Tensor(
             ref(tensor),
             tensor,
@@ -146,6 +156,7 @@ class Taken:
             0,
             0,
             fixed,
+            self.graph.lend(tensor, handle) if requires_grad else None,
         )
         self._mark(entry, tensor)
         self.tensors[handle] = entry
@@ -215,14 +226,15 @@ class Taken:
     def writer(self) -> Writer:
         return Writer(self._special, eager=True)
 
-    def changes(self, writer: Writer) -> tuple[list[Any], list[Any], list[int]]:
+    def changes(self, writer: Writer) -> dict[str, Any]:
         """What was done in place since the last message, to tensors and to containers, and the
         numbers of tensors that nothing is left of.
 
         Raises:
             SandboxError: a weight was changed.
         """
-        changed: list[Any] = []
+        changed: list[tuple[int, _Tensor, torch.Tensor]] = []
+        leaves: list[int] = []
         dropped: list[int] = []
         self._kept = []
         for handle, entry in list(self.tensors.items()):
@@ -239,15 +251,34 @@ class Taken:
             else:  # what torch does not count: through `.data`, or NumPy
                 same = _version(tensor) == entry.version and _sum(tensor) == entry.sum
             self._kept.append(tensor)
+            if tensor.requires_grad and tensor.is_leaf and entry.edge is None:
+                leaves.append(handle)  # `h.requires_grad_()`
+                entry.edge = self.graph.lend(tensor, handle)
             if not same:
                 if entry.fixed:
-                    raise weights_are_fixed("a weight")
-                self._mark(entry, tensor)
-                node = writer.memory.tensor(tensor)
-                changed.append([handle, [writer.reserve("", node)]])
+                    raise weights_are_fixed(entry.fixed)
+                changed.append((handle, entry, tensor))
         for key in [k for k, handle in self._numbers.items() if handle not in self.tensors]:
             del self._numbers[key]
-        return changed, self._containers(writer), dropped
+        changed.sort(key=lambda one: _age(one[2]))  # what comes of a changed one comes after it
+        told = {"leaves": leaves, "changed": [self._changed(*one, writer) for one in changed]}
+        containers = self._containers(writer)
+        return {**told, "made": self.graph.told(), "containers": containers, "dropped": dropped}
+
+    def _changed(
+        self, handle: int, entry: _Tensor, tensor: torch.Tensor, writer: Writer
+    ) -> list[Any]:
+        """A tensor that was changed: its content, how, and where its gradient arrives now."""
+        now = edge_of(tensor) if tensor.requires_grad else None
+        node = writer.memory.tensor(tensor)
+        how, number = ("data" if _version(tensor) == entry.version else "unseen"), 0
+        if now != entry.edge and now is not None:
+            node[:1] = ["joined", self.graph.reference(tensor)]
+            how, number = "joined", self.graph.own_number()
+            entry.edge = self.graph.lend(tensor, number)
+        self._mark(entry, tensor)
+        told = self.graph.told()
+        return [handle, [writer.reserve("", node)], how, number, told]
 
     def _containers(self, writer: Writer) -> list[Any]:
         found: list[Any] = []
@@ -283,9 +314,10 @@ class Taken:
             raise no_numbers()
         if value.layout is not torch.strided or value.is_quantized or value.is_nested:
             raise only_data("a tensor that is not dense")
+        node = writer.memory.tensor(value)
         if value.requires_grad:
-            self._before.append(value)
-        return writer.memory.tensor(value)
+            node[:1] = ["joined", self.graph.reference(value)]
+        return node
 
 
 def _nowhere() -> Memory:
@@ -302,6 +334,11 @@ def _address(memory: Memory) -> int:
 
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _age(tensor: torch.Tensor) -> int:
+    node: Any = tensor.grad_fn
+    return 0 if node is None else node._sequence_nr()
 
 
 def _sum(tensor: torch.Tensor) -> int:
