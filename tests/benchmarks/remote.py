@@ -37,9 +37,9 @@ def tiny(folder: Path) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a server of the model in `folder`."""
-    words = [sys.executable, "-m", "nnsight", "serve", str(folder), "--port", "0"]
+def serving(folder: Path, python: str = sys.executable) -> Iterator[str]:
+    """The address of a server of the model in `folder`, under an interpreter."""
+    words = [python, "-m", "nnsight", "serve", str(folder), "--port", "0"]
     words += ["--data", str(folder / "data"), "--jobs-per-key", "64", "--body", "512"]
     words += ["--result", "512"]
     said = folder.with_suffix(".log")
