@@ -21,7 +21,7 @@ def best(logits):
 
 
 with model.trace("The Eiffel Tower is in the city of", remote=place or False):
-    norms = nnsight.save([layer.output.norm().item() for layer in model.transformer.h])
+    norms = nnsight.save([layer.mlp.output.norm().item() for layer in model.transformer.h])
     probability, token = best(model.lm_head.output[0, -1])
     probability.save(), token.save()
     print("this line is printed where the block runs")

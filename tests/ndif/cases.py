@@ -278,7 +278,7 @@ def gradient(model: Any, where: dict) -> Any:
 
 def edited(model: Any, where: dict) -> Any:
     with model.edit() as (_, changed):
-        changed.transformer.h[0].output = changed.transformer.h[0].output * 0
+        changed.transformer.h[0].mlp.output = changed.transformer.h[0].mlp.output * 0
     with changed.trace(PROMPT, **where):
         logits = changed.lm_head.output.save()
     with model.trace(PROMPT, **where):

@@ -49,12 +49,12 @@ def scaled(x: torch.Tensor, by: float = 2.0) -> torch.Tensor:
 
 def test_the_same_block_here_and_there(model, capsys):
     with model.trace(IDS, remote=True):
-        there = scaled(model.transformer.h[1].output).save()
+        there = scaled(model.transformer.h[1].mlp.output).save()
         print("shape", tuple(model.lm_head.output.shape))
     assert model.dispatched is False
     assert "shape (1, 6, 100)" in capsys.readouterr().out
     with model.trace(IDS):
-        here = scaled(model.transformer.h[1].output).save()
+        here = scaled(model.transformer.h[1].mlp.output).save()
     torch.testing.assert_close(there, here)
 
 
@@ -76,16 +76,16 @@ def test_generation_sessions_and_several_invokes(model):
     assert ids[0, 6:].tolist() == steps
     with model.session(remote=True):
         with model.trace(IDS):
-            kept = model.transformer.h[0].output
+            kept = model.transformer.h[0].mlp.output
         with model.trace(IDS, remote=True):  # where it runs is where it was sent
-            model.transformer.h[0].output = kept * 0
-            zeroed = model.transformer.h[0].output.save()
+            model.transformer.h[0].mlp.output = kept * 0
+            zeroed = model.transformer.h[0].mlp.output.save()
     assert not zeroed.any()
     with model.trace(remote=True) as tracer:
         with tracer.invoke(IDS):
-            one = model.transformer.h[0].output.save()
+            one = model.transformer.h[0].mlp.output.save()
         with tracer.invoke(IDS + 1):
-            model.transformer.h[0].output[:] = one
+            model.transformer.h[0].mlp.output[:] = one
             both = model.lm_head.output.save()
     assert one.shape == (1, 6, 32)
     assert both.shape == (1, 6, 100)
@@ -101,7 +101,7 @@ def test_a_call_without_a_block(model):
 def test_an_error_is_of_its_own_type_at_the_users_line(model):
     with pytest.raises(RuntimeError, match="must match the size") as caught:
         with model.trace(IDS, remote=True):
-            kept = model.transformer.h[0].output.save()
+            kept = model.transformer.h[0].mlp.output.save()
             kept + torch.ones(7)
     error = caught.value
     assert isinstance(error, RemoteError)

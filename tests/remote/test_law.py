@@ -60,8 +60,8 @@ def block(function: Callable[[Any, dict[str, Any]], Any]) -> Callable[..., Any]:
 def reads_and_writes(model: Any, at: dict[str, Any]) -> Any:
     layers = [model.transformer.h[i] for i in (0, 2)]
     with model.trace("Hello", **at):
-        layers[0].output[:] = 0
-        outs = nnsight.save([layer.output for layer in layers])
+        layers[0].mlp.output[:] = 0
+        outs = nnsight.save([layer.mlp.output for layer in layers])
         logits = model.lm_head.output.save()
         out = model.output.save()
     return outs, logits, type(out).__name__, out.logits
@@ -74,7 +74,7 @@ def state_of_own_modules(model: Any, at: dict[str, Any]) -> Any:
         config = helpers.Config(3)
         scale = helpers.scale
         with model.trace("Hello", **at):
-            twice = scale(helpers.scale(model.transformer.h[0].output)).save()
+            twice = scale(helpers.scale(model.transformer.h[0].mlp.output)).save()
             count = nnsight.save(helpers.count())
             own = nnsight.save(isinstance(config, helpers.Config))
     finally:
@@ -88,7 +88,7 @@ def what_was_sent_and_is_saved(model: Any, at: dict[str, Any]) -> Any:
     nested, queue, held = {"a": []}, deque([1], 4), Accumulator()
     numbers, space = torch.zeros(3), types.SimpleNamespace(a=1)
     with model.trace("Hello", **at):
-        held.values.append(model.transformer.h[0].output)
+        held.values.append(model.transformer.h[0].mlp.output)
         values.append(model.lm_head.output.sum())
         nested["a"].append(2)
         queue.append(3)
@@ -96,6 +96,16 @@ def what_was_sent_and_is_saved(model: Any, at: dict[str, Any]) -> Any:
         space.b = values
         nnsight.save([values, nested, queue, held, numbers, space])
     return values, nested, queue, held.values, numbers, space.b is values
+
+
+@block
+def an_output_that_was_sent(model: Any, at: dict[str, Any]) -> Any:
+    with model.trace("Hello"):
+        out = model.output.save()
+    with model.trace("Hello there", **at):
+        out.logits = out.logits[:, -1] + model.lm_head.output[:, -1]
+        out.save()
+    return out.logits, out["logits"], type(out).__name__
 
 
 @block
@@ -114,9 +124,9 @@ def names_of_the_function(model: Any, at: dict[str, Any]) -> Any:
 def a_session(model: Any, at: dict[str, Any]) -> Any:
     with model.session(**at):
         with model.trace("Hello"):
-            first = model.transformer.h[0].output.save()
+            first = model.transformer.h[0].mlp.output.save()
         with model.trace("Hello there"):
-            model.transformer.h[0].output[:, :1] = first[:, :1]
+            model.transformer.h[0].mlp.output[:, :1] = first[:, :1]
             logits = model.lm_head.output.save()
     return first, logits
 
@@ -136,12 +146,12 @@ def invokes_and_a_barrier(model: Any, at: dict[str, Any]) -> Any:
     with model.trace(**at) as tracer:
         barrier = tracer.barrier(2)
         with tracer.invoke("Hello"):
-            last = model.transformer.h[0].output[:, -1]
+            last = model.transformer.h[0].mlp.output[:, -1]
             barrier()
             one = model.lm_head.output.save()
         with tracer.invoke("The cat"):
             barrier()
-            model.transformer.h[0].output[:, -1] = last
+            model.transformer.h[0].mlp.output[:, -1] = last
             two = model.lm_head.output.save()
         with tracer.invoke():
             shape = nnsight.save(model.lm_head.output.shape)
@@ -162,7 +172,7 @@ def generation_and_prints(model: Any, at: dict[str, Any]) -> Any:
 @block
 def gradients(model: Any, at: dict[str, Any]) -> Any:
     with model.trace("Hello", **at):
-        hidden = model.transformer.h[0].output
+        hidden = model.transformer.h[0].mlp.output
         hidden.requires_grad_(True)
         with model.lm_head.output.sum().backward():
             gradient = hidden.grad.save()
@@ -179,7 +189,7 @@ def a_cache(model: Any, at: dict[str, Any]) -> Any:
 @block
 def an_edited_model(model: Any, at: dict[str, Any]) -> Any:
     with model.edit() as edited:
-        model.transformer.h[1].output[:] = 0
+        model.transformer.h[1].mlp.output[:] = 0
     with edited.trace("Hello", **at):
         logits = edited.lm_head.output.save()
     return logits
@@ -188,7 +198,7 @@ def an_edited_model(model: Any, at: dict[str, Any]) -> Any:
 @block
 def skips_stops_and_operations(model: Any, at: dict[str, Any]) -> Any:
     with model.trace("Hello", **at) as tracer:
-        model.transformer.h[1].skip(model.transformer.h[0].output)
+        model.transformer.h[1].mlp.skip(model.transformer.h[0].mlp.output)
         attention = model.transformer.h[2].attn.source.attention_interface_0.output[0].save()
         tracer.stop()
     return attention
@@ -198,7 +208,7 @@ def skips_stops_and_operations(model: Any, at: dict[str, Any]) -> Any:
 def a_scan(model: Any, at: dict[str, Any]) -> Any:
     with model.scan("Hello", **at):
         logits = model.lm_head.output.save()
-        shape = nnsight.save(model.transformer.h[0].output.shape)
+        shape = nnsight.save(model.transformer.h[0].mlp.output.shape)
     return logits.shape, shape
 
 
@@ -207,7 +217,7 @@ def modules_and_warnings(model: Any, at: dict[str, Any]) -> Any:
     torch.manual_seed(1)
     own = torch.nn.Sequential(torch.nn.Linear(48, 48), torch.nn.ReLU())
     with model.trace("Hello", **at):
-        model.transformer.h[0].output = own(model.transformer.h[0].output)
+        model.transformer.h[0].mlp.output = own(model.transformer.h[0].mlp.output)
         warnings.warn("careful", DeprecationWarning, stacklevel=1)
         logits = model.lm_head.output.save()
         tokens = nnsight.save(model.tokenizer("Hello")["input_ids"])
@@ -243,8 +253,11 @@ def an_error_of_an_own_class(model: Any, at: dict[str, Any]) -> Any:
 @block
 def an_order_that_cannot_be(model: Any, at: dict[str, Any]) -> Any:
     with model.trace("Hello", **at):
-        model.transformer.h[2].output.save()
-        model.transformer.h[0].output.save()
+        model.transformer.h[2].mlp.output.save()
+        model.transformer.h[0].mlp.output.save()
+
+
+WRONG = an_error_of_torch, an_error_in_a_helper, an_order_that_cannot_be
 
 
 # --- the law --------------------------------------------------------------------------------------
@@ -286,6 +299,8 @@ def test_a_block_does_through_bytes_what_it_does_here(
     there = outcome(function, model, through_bytes, capsys)
     assert here[1:] == there[1:]
     assert same(here[0], there[0]), (here[0], there[0])
+    failed = isinstance(here[0], list) and here[0][0] == "error"
+    assert failed is (function in WRONG), here[0]
 
 
 @pytest.mark.slow

@@ -59,13 +59,13 @@ def test_a_block_gives_the_values_that_it_gives_here(
     real: Server, client: Any, gpt2: Any, capsys: pytest.CaptureFixture[str]
 ):
     with client.trace("Hello world", remote=real.url):
-        hidden = client.transformer.h[5].output.save()
+        hidden = client.transformer.h[5].mlp.output.save()
         client.transformer.h[6].mlp.output[:] = 0
         logits = client.lm_head.output.save()
         print("in the block", hidden.shape[0])
     assert "in the block 1" in capsys.readouterr().out
     with gpt2.trace("Hello world"):
-        hidden_here = gpt2.transformer.h[5].output.save()
+        hidden_here = gpt2.transformer.h[5].mlp.output.save()
         gpt2.transformer.h[6].mlp.output[:] = 0
         logits_here = gpt2.lm_head.output.save()
     assert torch.equal(hidden, hidden_here) and torch.equal(logits, logits_here)
@@ -75,7 +75,7 @@ def test_a_block_gives_the_values_that_it_gives_here(
 def test_an_error_names_the_line_of_the_user(real: Server, client: Any):
     with pytest.raises(KeyError, match="in the middle of it") as caught:
         with client.trace("Hello world", remote=real.url):
-            first = client.transformer.h[0].output.save()  # noqa: F841 # saved
+            first = client.transformer.h[0].mlp.output.save()  # noqa: F841 # saved
             raise KeyError("in the middle of it")
     assert caught.value.saved["first"].shape[-1] == 48  # type: ignore[attr-defined] # as any error
     assert caught.traceback[-1].path == Path(__file__)

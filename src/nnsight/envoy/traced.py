@@ -62,16 +62,25 @@ class Traced(Node):
             kwargs = {**kwargs, **settings}
         return args, kwargs
 
+    def _part_of(self) -> Traced | None:
+        """What stands for the whole model; None if this does, or nothing is left of it."""
+        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
+        return root if isinstance(root, Traced) and root is not self else None
+
     def _before_run(self) -> None:
         """Called before the module runs; a subclass loads its weights here."""
-        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
-        if isinstance(root, Traced) and root is not self:
-            root._before_run()
+        if (whole := self._part_of()) is not None:
+            whole._before_run()
+
+    def _before_scan(self) -> None:
+        """Called before the module runs without numbers; nothing is loaded."""
+        if (whole := self._part_of()) is not None:
+            whole._before_scan()
 
     def _awaits_weights(self) -> bool:
         """Whether the modules are stand-ins, and others take their place before the model runs."""
-        root = self._view.nodes.get(id(self._tree.root)) or self._view.origin
-        return isinstance(root, Traced) and root is not self and root._awaits_weights()
+        whole = self._part_of()
+        return whole is not None and whole._awaits_weights()
 
     def _before_change(self) -> None:
         """Called before something is done to the module itself: not to a stand-in, which goes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch.nn import Module
@@ -9,6 +10,7 @@ from torch.nn import Module
 from nnsight.capture.tracer import Backend
 from nnsight.envoy.envoy import Envoy
 from nnsight.modeling import load_errors, older_blocks, remoting
+from nnsight.modeling.older_masks import know_scans
 from nnsight.modeling.remoting import Remote
 from nnsight.traces.function import result_of
 from nnsight.traces.model import Inputs
@@ -30,6 +32,10 @@ class NNsight(Envoy):
     """
 
     _was_tuple = staticmethod(older_blocks.was_tuple)
+
+    def _before_scan(self) -> None:
+        if "transformers" in sys.modules:
+            know_scans()
 
     def trace(
         self,

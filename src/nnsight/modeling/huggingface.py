@@ -13,7 +13,6 @@ from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
 from nnsight.modeling.names_report import NamesReport
-from nnsight.modeling.older_masks import know_scans
 from nnsight.modeling.self_check import check_names
 from nnsight.modeling.tasks import task_of
 from nnsight.remote import model_key as keys
@@ -149,12 +148,6 @@ class HuggingFaceModel(NNsight):
             NamesError: a name is not what it says; the error says which, in which layer.
         """
         return check_names(self)
-
-    def scan(self, *args: Any, **kwargs: Any) -> Any:
-        know_scans()
-        return super().scan(*args, **kwargs)
-
-    scan.__doc__ = NNsight.scan.__doc__
 
     @property
     def config(self) -> Any:

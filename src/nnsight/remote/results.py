@@ -37,7 +37,8 @@ class _ResultWriter:
     def __call__(self, value: Any, writer: Writer) -> Node | None:
         index = self.sent.get(id(value))
         if index is not None:
-            return ["sent", index, *_state(value, writer, id(type(value)) in self.sent)]
+            plain = id(type(value)) in self.sent or data_only.allowed(type(value))
+            return ["sent", index, *_state(value, writer, plain)]
         if hasattr(type(value), "_place_of"):
             return self.parts(value, writer)
         kind = type(value)
@@ -69,7 +70,7 @@ def _state(value: Any, writer: Writer, plain: bool) -> list[Any]:
     Args:
         value: the thing.
         writer: of the result.
-        plain: whether its class was sent, too: it is no part of the model.
+        plain: whether its class was sent too, or only holds data: it is no part of the model.
     """
     kind = type(value)
     if kind in (list, set, deque):
@@ -199,7 +200,8 @@ def _sent(rest: Node, reader: Reader, sent: Mapping[int, Any]) -> Any:
     found = sent[index]
     if state:
         kind, *content = state
-        known = kind != "attributes" or any(type(found) is each for each in sent.values())
+        own = any(type(found) is each for each in sent.values()) or data_only.allowed(type(found))
+        known = own or kind != "attributes"
         if not known or not isinstance(found, _CHANGED.get(kind, ())):
             raise damaged("it changes what was sent as something else")
         reader.later(lambda: _change(found, kind, content, reader))
@@ -239,7 +241,8 @@ def _change(found: Any, kind: str, content: list[Any], reader: Reader) -> None:
     elif kind == "dict":
         now = {reader.whole(key): reader.value(value) for key, value in content[0]}
         found.clear()
-        found.update(now)
+        for key, value in now.items():  # outputs of transformers know no `update`
+            found[key] = value
     elif kind == "tensor":
         with torch.no_grad():
             now = reader.value(content[0])

@@ -48,6 +48,10 @@ class Model(Protocol):
         """Get ready to run: load weights that are not there yet."""
         ...
 
+    def _before_scan(self) -> None:
+        """Get ready to run without numbers: nothing is loaded."""
+        ...
+
     def _whole(self) -> Any:
         """The module at the root."""
         ...

@@ -38,6 +38,7 @@ class Scan(Trace):
         total: int,
         split: bool,
     ) -> Any:
+        self.model._before_scan()
         with fake_world(self.model._whole()) as fakes:
             self._fakes = fakes
             for state, worker in ((worker.state, worker) for worker in workers):

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 
 import nnsight
+from tests.conftest import states
+
+IN_TUPLES = transformers.__version__.startswith("4.")
 
 BLOCKS: dict[str, Callable[[Any, Any], Any]] = {}
 
@@ -15,6 +19,11 @@ BLOCKS: dict[str, Callable[[Any, Any], Any]] = {}
 def block(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     BLOCKS[function.__name__] = function
     return function
+
+
+def put_out(hidden: torch.Tensor) -> Any:
+    """Hidden states as a block of GPT-2 puts them out: in transformers 4 in a tuple."""
+    return (hidden,) if IN_TUPLES else hidden
 
 
 ONE, TWO = "The cat sat on the", "The capital of France"
@@ -34,8 +43,7 @@ def reads(model, at):
 @block
 def writes(model, at):
     with model.trace(ONE, backend=at):
-        h = model.transformer.h[1].output
-        model.transformer.h[1].output = h * 2 if isinstance(h, torch.Tensor) else (h[0] * 2, *h[1:])
+        model.transformer.h[1].output = put_out(states(model.transformer.h[1]) * 2)
         model.transformer.h[3].mlp.input = model.transformer.h[3].mlp.input + 1
         logits = model.lm_head.output.save()
     return logits
@@ -86,7 +94,7 @@ def same_object(model, at):
 @block
 def skips(model, at):
     with model.trace(ONE, backend=at):
-        model.transformer.h[1].skip(model.transformer.h[1].input)
+        model.transformer.h[1].skip(put_out(model.transformer.h[1].input))
         model.transformer.h[2].mlp.skip(torch.zeros_like(model.transformer.h[2].mlp.input))
         logits = model.lm_head.output.save()
     return logits
@@ -103,7 +111,7 @@ def stops(model, at):
 @block
 def calls(model, at):
     with model.trace(ONE, backend=at):
-        h = model.transformer.h[1].output
+        h = states(model.transformer.h[1])
         lens = model.lm_head(model.transformer.ln_f(h)).save()
         norm = model.lm_head.weight.norm().save()
         bias = model.transformer.h[0].mlp.c_fc.bias[:3].save()
@@ -233,7 +241,9 @@ def edits(model, at):
 def scans(model, at):
     with model.scan(ONE, backend=at):
         width = model.transformer.h[1].mlp.output.shape[-1]
-    return width
+    with model.transformer.scan(torch.arange(3)[None], attention_mask=torch.ones(1, 3), backend=at):
+        of_a_part = model.transformer.h[1].mlp.output.shape
+    return width, of_a_part
 
 
 @block
@@ -289,7 +299,7 @@ def many_invokes_write(model, at):
 @block
 def functions(model, at):
     def lens(layer):
-        return model.lm_head(model.transformer.ln_f(model.transformer.h[layer].output))
+        return model.lm_head(model.transformer.ln_f(states(model.transformer.h[layer])))
 
     with model.trace(ONE, backend=at):
         found = [lens(layer).argmax(-1) for layer in range(3)].save()

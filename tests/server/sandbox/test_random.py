@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import states
 from tests.server.sandbox.apart import Sandbox
+from tests.server.sandbox.blocks import put_out
 
 TEXTS = ("The cat sat on the", "The capital of France", "Hello world! Test.")
 VERBS = (
@@ -39,9 +41,9 @@ def program(model: Any, at: Any, plans: list[dict[str, Any]]) -> list[Any]:
                     block = model.transformer.h[layer]
                     if verb == "read":
                         found.append(block.mlp.output)
-                        found.append(block.output)
+                        found.append(states(block))
                     elif verb == "scale":
-                        block.output = block.output * amount
+                        block.output = put_out(states(block) * amount)
                     elif verb == "in place":
                         block.mlp.output[:, -1] += amount
                     elif verb == "detached":
@@ -52,21 +54,22 @@ def program(model: Any, at: Any, plans: list[dict[str, Any]]) -> list[Any]:
                         block.mlp.input = block.mlp.input + amount
                         found.append(block.mlp.output.sum(-1))
                     elif verb == "skip":
-                        block.skip(block.input * amount)
+                        block.skip(put_out(block.input * amount))
                     elif verb == "skip mlp":
                         block.mlp.skip(block.mlp.input - amount)
                     elif verb == "operation":
                         block.mlp.source.self_act_0.output = block.mlp.source.self_act_0.output + 1
                     elif verb == "carry":
-                        carried.append(block.output[:, -1].mean())
+                        carried.append(states(block)[:, -1].mean())
                     elif verb == "take" and carried:
-                        block.output[:] = block.output * carried[-1]
+                        states(block)[:] = states(block) * carried[-1]
                     elif verb == "lens":
-                        found.append(model.lm_head(model.transformer.ln_f(block.output)))
+                        found.append(model.lm_head(model.transformer.ln_f(states(block))))
                     elif verb == "weight":
                         found.append(block.mlp.output @ block.mlp.c_fc.weight)
                     elif verb == "noise":
-                        block.output += torch.randn(()) * amount
+                        hidden = states(block)
+                        hidden += torch.randn(()) * amount
                     else:
                         first = block.mlp.output
                         found.append(float(first is block.mlp.output))

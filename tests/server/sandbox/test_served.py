@@ -42,17 +42,17 @@ def worker_starts(served: Any) -> int:
 @pytest.mark.timeout(60)
 def test_its_blocks_give_what_they_give_here(served: Any, client: Any, gpt2: Any) -> None:
     with client.trace("Hello world", remote=served.url):
-        hidden = client.transformer.h[5].output.save()
+        hidden = client.transformer.h[5].mlp.output.save()
         client.transformer.h[6].mlp.output[:] = 0
         logits = client.lm_head.output.save()
     with gpt2.trace("Hello world"):
-        hidden_here = gpt2.transformer.h[5].output.save()
+        hidden_here = gpt2.transformer.h[5].mlp.output.save()
         gpt2.transformer.h[6].mlp.output[:] = 0
         logits_here = gpt2.lm_head.output.save()
     assert torch.equal(hidden, hidden_here) and torch.equal(logits, logits_here)
     with pytest.raises(ZeroDivisionError, match="division by zero"):
         with client.trace("Hello world", remote=served.url):
-            client.transformer.h[5].output.save()
+            client.transformer.h[5].mlp.output.save()
             _ = 1 / 0
     began = time.perf_counter()
     with client.trace("Hello world", remote=served.url):
@@ -64,7 +64,7 @@ def test_its_blocks_give_what_they_give_here(served: Any, client: Any, gpt2: Any
 @pytest.mark.timeout(60)
 def test_it_is_cancelled_at_once_and_the_model_stays(served: Any, client: Any) -> None:
     with client.trace("Hello world", remote=served.url, blocking=False) as tracer:
-        client.transformer.h[5].output.save()
+        client.transformer.h[5].mlp.output.save()
         print("begun")
         while True:
             pass
@@ -85,7 +85,7 @@ def test_a_sandbox_that_dies_costs_its_own_job_only(served: Any, client: Any) ->
         with client.trace("Hello world", remote=served.url):
             import os as there
 
-            client.transformer.h[5].output.save()
+            client.transformer.h[5].mlp.output.save()
             there._exit(3)
     with client.trace("Hello world", remote=served.url):
         logits = client.lm_head.output.save()
