@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from nnsight.remote import environment, ndif08_result
+import nnsight
+from nnsight.remote import environment, ndif08_connection, ndif08_result
 from nnsight.remote.client import RemoteBackend
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.errors import PayloadError, RemoteError, RemoteTimeoutError
+from nnsight.remote.failure import error_of
 from nnsight.remote.ndif08_connection import NdifConnection, _event
+from nnsight.remote.ndif08_failure import failure_of
 from tests.remote.double import ENV, Double
 
 
@@ -29,6 +32,56 @@ def saved(values: Any) -> bytes:
 def test_a_result_is_read_as_data():
     found = ndif08_result.read(saved({"x": torch.arange(3), "y": [1, {"z": (2.0, "a")}]}))
     assert torch.equal(found["x"], torch.arange(3)) and found["y"] == [1, {"z": (2.0, "a")}]
+
+
+ERRORS = json.loads((Path(__file__).parent / "golden/ndif-0.1.2/errors.json").read_text())
+WORK = "/home/me/work.py"
+
+
+def test_an_error_of_ndif_is_one_of_its_type_at_the_users_lines():
+    failure = failure_of(ERRORS["helper"])
+    assert (failure.type, failure.module) == ("ValueError", "builtins")
+    assert failure.message == "this is mine\nand a second line" and not failure.notes
+    assert [(line.filename, line.lineno, line.function) for line in failure.frames] == [
+        (WORK, 24, "a"),
+        (WORK, 15, "helper"),
+    ]
+    error = error_of(failure, "job")
+    assert isinstance(error, ValueError) and isinstance(error, RemoteError)
+
+
+def test_what_led_to_an_error_of_ndif_is_kept():
+    failure = failure_of(ERRORS["session and cause"])
+    assert (failure.type, failure.message) == ("RuntimeError", "chained")
+    assert [line.lineno for line in failure.frames] == [32, 34, 19]
+    assert failure.cause is not None
+    assert (failure.cause.type, failure.cause.message) == ("KeyError", "'a'")
+
+
+def test_an_error_of_that_nnsight_is_one_of_ours():
+    error = error_of(failure_of(ERRORS["order"]))
+    assert isinstance(error, nnsight.OutOfOrderError) and "already ran past it" in str(error)
+
+
+def test_an_error_without_a_line_of_the_users_shows_the_servers():
+    failure = failure_of(ERRORS["no line of the user's"])
+    assert failure.type == "TypeError" and failure.message == "cannot pickle 'generator' object"
+    assert not failure.frames and "pickler.dump(obj)" in failure.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Your request payload could not be read.", "Your request payload could not be read."),
+        ("", "the job failed"),
+        ("Traceback (most recent call last):\nmade.<locals>.Own: mine\n", "Own: mine"),
+        ("Traceback (most recent call last):\nSystemExit: 3\n", "SystemExit: 3"),
+        ("Traceback (most recent call last):\n", "Traceback (most recent call last):\n"),
+    ],
+)
+def test_other_ends_are_told_in_the_servers_words(text: str, message: str):
+    error = error_of(failure_of(text))
+    assert type(error) is RemoteError and str(error) == message
 
 
 class Bad:
@@ -130,6 +183,7 @@ class Ndif:
         from starlette.routing import Route, WebSocketRoute
 
         self.sent = 0
+        self.asked = 0
 
         async def subscribe(socket: Any) -> None:
             await socket.accept()
@@ -145,6 +199,9 @@ class Ndif:
             return JSONResponse({"id": "job", "status": "RECEIVED", "description": ""})
 
         async def response(request: Any) -> Any:
+            self.asked += 1
+            if not states:
+                return JSONResponse({"detail": "No response for request job."}, 404)
             return JSONResponse(states.pop(0) if len(states) > 1 else states[0])
 
         routes = [
@@ -189,6 +246,31 @@ def test_a_binary_frame_ends_the_job():
         line = NdifConnection(ndif.host)
         *_, last = line.events(line.submit("key", [b"x"], stream=True))
         assert last.ends and line.result(last.data) == b"12"
+    finally:
+        ndif.stop()
+
+
+def test_a_job_that_the_server_kept_nothing_of(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ndif08_connection, "UNKNOWN", 0.5)
+    ndif = Ndif([json.dumps(state("RUNNING"))], [])  # the real one keeps nothing for listeners
+    try:
+        line = NdifConnection(ndif.host)
+        with pytest.raises(RemoteError, match="keeps no result for who listens") as caught:
+            list(line.events(line.submit("key", [b"x"], stream=True)))
+        assert caught.value.job_id == "job" and ndif.asked > 1
+        with pytest.raises(RemoteError, match="knows no job 'job'"):
+            list(NdifConnection(ndif.host, job="job").events())
+    finally:
+        ndif.stop()
+
+
+def test_a_job_that_cannot_be_ended():
+    ndif = Ndif([], [])
+    try:
+        with pytest.raises(RemoteError, match="could not be cancelled"):
+            backend = RemoteBackend("model", ndif.host, job_id="job")
+            backend._connection = lambda *_: NdifConnection(ndif.host, job="job")  # type: ignore[method-assign]
+            backend.cancel()
     finally:
         ndif.stop()
 

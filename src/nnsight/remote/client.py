@@ -15,6 +15,7 @@ from nnsight.remote import (
     asynchronous,
     environment,
     errors,
+    ndif08_failure,
     ndif08_result,
     ndif08_write,
     payload,
@@ -43,7 +44,7 @@ class AnyConnection(Protocol):
     def receipt(self, answer: Any) -> Event: ...
     def events(self, answer: Any = None) -> Iterator[Event]: ...
     def latest(self) -> Event | None: ...
-    def cancel(self) -> None: ...
+    def cancel(self) -> bool: ...
     def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray: ...
 
 
@@ -197,8 +198,7 @@ class RemoteBackend:
             yield
         except KeyboardInterrupt as interrupt:
             if connection.job:
-                connection.cancel()
-                note(interrupt, errors.cancelled(connection.job))
+                note(interrupt, errors.cancelled(connection.job, connection.cancel()))
             raise
 
     # --- a job that was sent ----------------------------------------------------------------------
@@ -244,10 +244,15 @@ class RemoteBackend:
         return self._finish(last, result)
 
     def cancel(self) -> None:
-        """End the job, wherever it is."""
+        """End the job, wherever it is.
+
+        Raises:
+            RemoteError: that cannot be done; NDIF has no way to.
+        """
         if self.job_id is None:
             raise errors.no_job()
-        self._connection(Deadline()).cancel()
+        if not self._connection(Deadline()).cancel():
+            raise errors.RemoteError(errors.cancelled(self.job_id, False))
 
     # --- what a server says -----------------------------------------------------------------------
 
@@ -338,7 +343,5 @@ def failure_in(event: Event) -> Failure:
     about = (event.meta or {}).get("error") if isinstance(event.meta, dict) else None
     try:
         return msgspec.convert(about, Failure)
-    except msgspec.ValidationError:  # another server's: its text is all there is
-        return Failure(
-            "RemoteError", event.description or "the job failed", "nnsight.remote.errors"
-        )
+    except msgspec.ValidationError:  # NDIF's: its text is all there is
+        return ndif08_failure.failure_of(event.description)

@@ -280,13 +280,13 @@ class Connection:
             raise
         return _event(answer.content)
 
-    def cancel(self) -> None:
-        """End the job, wherever it is. Says nothing if that cannot be done."""
-        if not self.job:
-            return
-        with suppress(*_BROKEN):
-            path = f"{self.host}/job/{self.job}"
-            self._session().delete(path, headers=self._headers(), timeout=5.0)
+    def cancel(self) -> bool:
+        """End the job, wherever it is; False if that cannot be done."""
+        path = f"{self.host}/job/{self.job}"
+        try:
+            return self._session().delete(path, headers=self._headers(), timeout=5.0).ok
+        except _BROKEN:
+            return False
 
     def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray:
         """The bytes that an event refers to.

@@ -112,10 +112,15 @@ class RefusedError(RemoteError):
     """The HTTP status of its answer."""
 
 
-def _job(job: str) -> str:
+def _job(job: str, kept: bool = True) -> str:
     """How the result of a job can still be had."""
     if not job:
         return ""
+    if not kept:
+        return (
+            f" The job {job} may go on there, but NDIF keeps no result for who listens as it runs: "
+            "run the block again, with `blocking=False` if it is long."
+        )
     return (
         f" The job {job} goes on there: its result can be had later, by "
         f"`model.trace(..., remote=True, job_id={job!r})` or `RemoteBackend(job_id={job!r})()`."
@@ -127,16 +132,16 @@ def _of_job(error: RemoteError, job: str) -> RemoteError:
     return error
 
 
-def timed_out(host: str, job: str, why: str | None = None) -> RemoteError:
+def timed_out(host: str, job: str, why: str | None = None, kept: bool = True) -> RemoteError:
     """The user's own time limit, and what there was to wait for."""
     text = f"The server at {host} did not give a result within the time given (`timeout=`)."
     text += f" When it ended: {why}." if why else ""
-    return _of_job(RemoteTimeoutError(text + _job(job)), job)
+    return _of_job(RemoteTimeoutError(text + _job(job, kept)), job)
 
 
-def lost(host: str, why: str, job: str) -> RemoteError:
+def lost(host: str, why: str, job: str, kept: bool = True) -> RemoteError:
     """A line that stays broken."""
-    return _of_job(RemoteError(f"The server at {host} is lost: {why}.{_job(job)}"), job)
+    return _of_job(RemoteError(f"The server at {host} is lost: {why}.{_job(job, kept)}"), job)
 
 
 def end_not_read(host: str, why: str, job: str) -> RemoteError:
@@ -174,7 +179,10 @@ def not_understood(host: str) -> RemoteError:
     return RemoteError(f"{host} does not answer as a server of nnsight does.")
 
 
-def cancelled(job: str) -> str:
+def cancelled(job: str, ended: bool) -> str:
+    """What became of a job that was to end."""
+    if not ended:
+        return f"The job {job} could not be cancelled: NDIF has no way to. It goes on there."
     return f"The job {job} was cancelled."
 
 

@@ -32,6 +32,8 @@ PING = 10.0
 """Seconds without a word after which the other side is asked whether it is there."""
 PATIENCE = 120.0
 """Seconds of failures in a row after which a job is given up."""
+UNKNOWN = 15.0
+"""Seconds after which a job is given up that the server knows nothing of."""
 SPEAKS = "0.8.1"
 """The release of the published package whose format this is; servers ask for one."""
 _BROKEN = (requests.RequestException, OSError, EOFError, websocket.WebSocketException)
@@ -58,6 +60,7 @@ class NdifConnection:
     beat: Callable[[], None] = lambda: None
     env: dict[str, Any] = field(default_factory=dict[str, Any])
     _socket: Any = None
+    _kept: bool = True  # whether the server keeps the result, for whoever asks for it
 
     # --- one exchange -----------------------------------------------------------------------------
 
@@ -77,7 +80,7 @@ class NdifConnection:
         left = self.deadline.left
         if left <= 0:
             self.close()
-            raise errors.timed_out(self.host, self.job)
+            raise errors.timed_out(self.host, self.job, kept=self._kept)
         return left
 
     def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
@@ -102,6 +105,7 @@ class NdifConnection:
             RemoteError: the server does not take it, or cannot be reached.
         """
         session = self._listen() if stream else ""
+        self._kept = not stream
         data = {
             "model_key": key,
             "session_id": session,
@@ -226,26 +230,36 @@ class NdifConnection:
     def _asked(self) -> Iterator[Event]:
         """The state of the job, asked for until it has ended."""
         failing, last, pause = Deadline.after(PATIENCE), "", 0.1
+        unknown = Deadline.after(UNKNOWN)
         while True:
-            why = "it does not know the job"
+            why = ""
             try:
                 event = self.latest()
             except errors.RemoteError as error:
                 if self.deadline.left <= 0:
                     raise
                 event, why = None, str(error)
-            if event is not None:
+            if not why:  # it answers
                 failing = Deadline.after(PATIENCE)
+            if event is not None:
+                unknown = Deadline.after(PATIENCE)
                 if event.status != last or event.ends:
                     yield event
                 last = event.status
                 if event.ends:
                     return
             if failing.left <= 0:
-                raise errors.lost(self.host, why, self.job)
+                raise errors.lost(self.host, why, self.job, self._kept)
+            if unknown.left <= 0 and not why:
+                raise self._unknown()
             self.beat()
             time.sleep(min(pause, self._left()))
             pause = min(pause * 1.5, 2.0)
+
+    def _unknown(self) -> errors.RemoteError:
+        if self._kept:
+            return errors.unknown_job(self.host, self.job)
+        return errors.lost(self.host, "the line broke while the job ran", self.job, kept=False)
 
     def latest(self) -> Event | None:
         """The state that the job is in; None while the server does not know the job yet."""
@@ -265,12 +279,13 @@ class NdifConnection:
             raise errors.not_understood(self.host)
         return event
 
-    def cancel(self) -> None:
-        """NDIF has no way to end a job; a server of ours has."""
+    def cancel(self) -> bool:
+        """End the job; False where the server cannot. NDIF has no way to do so, ours has."""
         try:
-            requests.delete(f"{self.host}/job/{self.job}", headers=self._headers(), timeout=5.0)
+            url = f"{self.host}/job/{self.job}"
+            return requests.delete(url, headers=self._headers(), timeout=5.0).ok
         except _BROKEN:
-            pass
+            return False
 
     def close(self) -> None:
         """Hang up."""
