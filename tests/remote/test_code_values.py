@@ -5,18 +5,20 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import dataclasses
 import enum
 import functools
 import sys
+import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 import torch
 
 from nnsight.remote.errors import NotSendableError
-from tests.remote.passing import packed, passed
+from tests.remote.passing import packed, passed, read
 
 K = 3
 
@@ -165,6 +167,13 @@ class Data:
 @dataclass
 class Special(Data):
     other: Data | None = None
+
+
+@dataclass
+class Counted:
+    kind: typing.ClassVar[str] = "counted"
+    short: ClassVar[int] = 3
+    much: float = 2.0
 
 
 class Triple(torch.autograd.Function):
@@ -385,3 +394,16 @@ def test_what_has_no_source_is_refused_by_its_name():
     ):
         with pytest.raises(NotSendableError, match=said):
             packed([value])
+
+
+@pytest.mark.parametrize("there", [None, types.ModuleType("another of that name")])
+def test_annotations_that_are_texts_mean_what_they_did(monkeypatch: pytest.MonkeyPatch, there: Any):
+    """`dataclass` looks in the module of the class, which the other side does not have."""
+    content = packed([Counted(3.0), Counted])
+    monkeypatch.delitem(sys.modules, __name__)
+    if there is not None:
+        monkeypatch.setitem(sys.modules, __name__, there)
+    one, cls = read(content)
+    assert [each.name for each in dataclasses.fields(one)] == ["much"]
+    assert one == cls(3.0) and (one.kind, one.short) == ("counted", 3)
+    assert sys.modules.get(__name__) is there

@@ -20,6 +20,7 @@ from nnsight.remote.errors import PayloadError, RemoteError, RemoteTimeoutError
 from nnsight.remote.failure import error_of
 from nnsight.remote.ndif08_connection import NdifConnection, _event
 from nnsight.remote.ndif08_failure import failure_of
+from nnsight.remote.spoken import speaks_ndif
 from tests.remote.double import ENV, Double
 
 
@@ -74,6 +75,7 @@ def test_an_error_without_a_line_of_the_users_shows_the_servers():
     [
         ("Your request payload could not be read.", "Your request payload could not be read."),
         ("", "the job failed"),
+        (f"Could not deploy.\n{ERRORS['order']}", f"Could not deploy.\n{ERRORS['order']}"),
         ("Traceback (most recent call last):\nmade.<locals>.Own: mine\n", "Own: mine"),
         ("Traceback (most recent call last):\nSystemExit: 3\n", "SystemExit: 3"),
         ("Traceback (most recent call last):\n", "Traceback (most recent call last):\n"),
@@ -165,6 +167,35 @@ def test_an_older_server_is_named(double: Double):
     environment._asked.clear()
     with pytest.raises(RemoteError, match=r"runs nnsight 0\.6\.3"):
         RemoteBackend("model", double.host, job_id="a").poll()
+
+
+HTML = b"<html>a page</html>"
+
+
+@pytest.mark.parametrize(
+    "answer", [(404, {"detail": "Not Found"}), (404, HTML), (200, HTML), (200, []), (405, HTML)]
+)
+def test_a_server_without_env_is_said_at_once(double: Double, answer: tuple[int, Any]):
+    double.answers["/env"] = answer
+    environment._asked.clear()
+    with pytest.raises(RemoteError, match=r"/env .*An older one \(0\.5 to 0\.7\) needs a client"):
+        RemoteBackend("model", double.host, job_id="a").poll()
+    assert [path for path, _ in double.asked] == ["/env"]
+
+
+def test_a_server_that_starts_is_asked_again(double: Double):
+    double.answers["/env"] = (503, {"detail": "compute backend is reconnecting."})
+    environment._asked.clear()
+
+    def notice(text: str) -> None:
+        assert "starting" in text
+        double.answers["/env"] = (200, ENV)
+
+    assert speaks_ndif(double.host, Deadline.after(10.0), notice)
+    environment._asked.clear()
+    double.answers["/env"] = (503, {"detail": "compute backend is reconnecting."})
+    with pytest.raises(RemoteTimeoutError, match="reconnecting"):
+        speaks_ndif(double.host, Deadline.after(0.3), lambda text: None)
 
 
 # --- a server that speaks NDIF 0.8, and what can go wrong with it ---------------------------------

@@ -153,6 +153,15 @@ def test_what_torch_notes_is_seen_at_a_glance(module: Any, change: Any):
     assert weights.changed()
 
 
+def test_hooks_that_transformers_leaves_are_no_change(gpt2_folder: Path):
+    model = LanguageModel(gpt2_folder, dispatch=True)
+    weights = Weights(model._module)
+    model._module(torch.tensor([[1, 2]]), output_hidden_states=True, output_attentions=True)
+    hooks = [len(module._forward_hooks) for module in model._module.modules()]
+    assert weights.changed() == []
+    assert [len(module._forward_hooks) for module in model._module.modules()] == hooks
+
+
 @pytest.mark.parametrize(
     "change",
     [

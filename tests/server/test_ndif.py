@@ -8,6 +8,7 @@ import pytest
 import requests
 import websocket
 
+from nnsight.remote.ndif08_result import binary_event
 from tests.server.running import MODEL, PATIENCE, SLEEP, Server
 
 
@@ -23,6 +24,16 @@ def listen(server: Server) -> tuple[websocket.WebSocket, str]:
     return socket, json.loads(socket.recv())["session_id"]
 
 
+def said(socket: websocket.WebSocket) -> dict:
+    """What a socket says; a small result comes as a file of torch."""
+    frame = socket.recv()
+    if isinstance(frame, str):
+        return json.loads(frame)
+    event = binary_event(frame)
+    names = ("id", "status", "description", "data", "meta")
+    return {name: getattr(event, name) for name in names}
+
+
 def test_a_socket_hears_of_the_jobs_of_its_session(shared: Server):
     socket, session = listen(shared)
     assert len(session) == 32
@@ -31,13 +42,26 @@ def test_a_socket_hears_of_the_jobs_of_its_session(shared: Server):
     assert set(sent) == {"id", "status", "description", "data", "meta"}
     heard = []
     while not heard or heard[-1]["status"] not in ("COMPLETED", "ERROR"):
-        heard.append(json.loads(socket.recv()))
+        heard.append(said(socket))
     socket.close()
     assert [event["status"] for event in heard if event["status"] != "DEPLOYING"] == [
         *("RECEIVED", "QUEUED", "DISPATCHED", "RUNNING", "LOG", "COMPLETED")
     ]
     assert {event["id"] for event in heard} == {sent["id"]}
-    assert requests.get(heard[-1]["data"], timeout=PATIENCE).content == b"1"  # without a key
+    assert heard[-1]["data"] == b"1"
+
+
+def test_a_large_result_is_a_link(shared: Server):
+    socket, session = listen(shared)
+    files = form(session)
+    files["blob"] = ("request", b"result = b'12345678' * 10_000", "application/octet-stream")
+    shared.call("POST", "/request", files=files)
+    heard = said(socket)
+    while heard["status"] not in ("COMPLETED", "ERROR"):
+        heard = said(socket)
+    socket.close()
+    content = requests.get(heard["data"], timeout=PATIENCE).content  # without a key
+    assert content == b"12345678" * 10_000
 
 
 def test_sessions_do_not_hear_of_each_other(shared: Server):

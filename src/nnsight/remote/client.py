@@ -20,7 +20,6 @@ from nnsight.remote import (
     ndif08_write,
     payload,
     results,
-    wire,
 )
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
@@ -28,6 +27,7 @@ from nnsight.remote.display import Display
 from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
 from nnsight.remote.ndif08_connection import NdifConnection
+from nnsight.remote.spoken import speaks_ndif
 from nnsight.remote.warned import give_again
 
 Function = Callable[[Any, Any], Any]
@@ -126,11 +126,11 @@ class RemoteBackend:
             self._submit(tracer, function)
         return None
 
-    def _request(self, tracer: Tracer, function: Function | None) -> payload.Request:
+    def _request(self, tracer: Tracer, function: Function | None, to_ndif: bool) -> payload.Request:
         """The block as data, seen to be what the server can take."""
         if self.model is None:
             raise errors.no_model()
-        write = ndif08_write.write if self._speaks_ndif() else payload.write
+        write = ndif08_write.write if to_ndif else payload.write
         request = write(tracer, self.model, environment.is_local, CONFIG.API.COMPRESS, function)
         with contextlib.suppress(environment.errors.ServiceError):
             about = environment.remote_env(self.host)
@@ -143,26 +143,9 @@ class RemoteBackend:
         self._sent, self.model_key = request.sent, request.key
         return request
 
-    def _speaks_ndif(self) -> bool:
-        """Whether the server speaks NDIF 0.8, and not our own format.
-
-        Raises:
-            RemoteError: it speaks an older one.
-        """
-        try:
-            about = environment.remote_env(self.host)
-        except environment.errors.ServiceError:
-            return False  # whatever is wrong there, the connection says it
-        if wire.PROTOCOL in (about.get("protocols") or ()):
-            return False
-        release = str(about["packages"].get("nnsight", ""))
-        if release.startswith(("0.4.", "0.5.", "0.6.", "0.7.")):
-            raise errors.older_server(self.host, release)
-        return True
-
     def _connection(self, deadline: Deadline, notice: Any = lambda text: None) -> AnyConnection:
         job = self.job_id or ""
-        if self._speaks_ndif():
+        if speaks_ndif(self.host, deadline, notice):
             return NdifConnection(
                 self.host, self.api_key, deadline, notice, job, self._seen, env=self.env
             )
@@ -171,7 +154,7 @@ class RemoteBackend:
     def _run(self, tracer: Tracer, function: Function | None) -> None:
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(self.timeout), display.notice)
-            request = self._request(tracer, function)
+            request = self._request(tracer, function, isinstance(connection, NdifConnection))
             with self._cancelled_by_ctrl_c(connection):
                 answer = connection.submit(request.key, request.pieces, stream=True)
                 last = self._follow(connection.events(answer), connection, display)
@@ -180,7 +163,7 @@ class RemoteBackend:
 
     def _submit(self, tracer: Tracer, function: Function | None) -> None:
         connection = self._connection(Deadline.after(self.timeout))
-        request = self._request(tracer, function)
+        request = self._request(tracer, function, isinstance(connection, NdifConnection))
         first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
         self.job_id, self.status = first.id, first.status
 

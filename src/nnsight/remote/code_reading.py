@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -121,9 +123,9 @@ class CodeReader:
         for name, value in first:
             names[name] = reader.whole(value)
         cells = {name: reader.value(cell) for name, cell in free}
-        found = portable_code.class_of(
-            text, tuple(reader.whole(base) for base in bases), names, cells, qualname
-        )
+        above = tuple(reader.whole(base) for base in bases)
+        with _standing_for(module, names):
+            found = portable_code.class_of(text, above, names, cells, qualname)
 
         def fill() -> None:
             for name, value in state:
@@ -150,3 +152,22 @@ class CodeReader:
             raise PayloadError(
                 f"The block uses the module `{rest[0]}`, which this side does not have ({error})."
             ) from error
+
+
+@contextlib.contextmanager
+def _standing_for(module: str, names: dict[str, Any]) -> Iterator[None]:
+    """Let a class find the module that it was written in while it is made: `dataclass` looks there
+    for what its annotations mean, when those are texts."""
+    was = sys.modules.get(module)
+    if was is not None and vars(was) is names:  # it came as source
+        yield
+        return
+    sys.modules[module] = there = ModuleType(module)
+    vars(there).update(names)
+    try:
+        yield
+    finally:
+        if was is None:
+            del sys.modules[module]
+        else:
+            sys.modules[module] = was

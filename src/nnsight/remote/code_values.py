@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import FunctionType, ModuleType
@@ -158,7 +160,7 @@ class CodeWriter:
             )
         functions = portable_code.functions_of(cls)
         names = _module_names(cls, functions)
-        first = portable_code.needed_at_once(text)
+        first = [*portable_code.needed_at_once(text), *_of_annotations(cls, names)]
         free = {n: c for f in functions for n, c in _closure(f) if n in text.free}
         state = _state_of(cls)
         lost = [n for n in first if n not in names and n not in free and not hasattr(builtins, n)]
@@ -234,6 +236,16 @@ def _annotations(function: FunctionType) -> Iterable[tuple[str, Any]]:
         return function.__annotations__.items()
     except NameError:  # they are evaluated now, from Python 3.14 on
         return ()
+
+
+def _of_annotations(cls: type, names: Mapping[str, Any]) -> list[str]:
+    """What the annotations of a class that are texts begin with, where `dataclass` heeds it."""
+    texts = (text for text in vars(cls).get("__annotations__", {}).values() if type(text) is str)
+    begins = {text.partition("[")[0].partition(".")[0].strip() for text in texts}
+    return sorted(n for n in begins if any(names.get(n) is heeded for heeded in _HEEDED))
+
+
+_HEEDED = (typing, dataclasses, typing.ClassVar, dataclasses.InitVar)
 
 
 def _is_plain_type(annotation: Any) -> bool:

@@ -182,7 +182,10 @@ def not_understood(host: str) -> RemoteError:
 def cancelled(job: str, ended: bool) -> str:
     """What became of a job that was to end."""
     if not ended:
-        return f"The job {job} could not be cancelled: NDIF has no way to. It goes on there."
+        return (
+            f"The job {job} could not be cancelled, and may go on there: the server does not "
+            "answer, or has no way to end a job, as NDIF has none."
+        )
     return f"The job {job} was cancelled."
 
 
@@ -236,4 +239,12 @@ def older_server(host: str, release: str) -> RemoteError:
         f"{host} runs nnsight {release}, and only a client of that release can talk to it: until "
         f"0.7, requests are its own objects. Install it (`pip install nnsight=={release}`) in an "
         "environment of its own, or use a server of nnsight 0.8 or of this package."
+    )
+
+
+def no_server_of_nnsight(why: str) -> RemoteError:
+    """An address where something else answers, or a server of a time before `/env`."""
+    return RemoteError(
+        f"{why.rstrip('.')}. Servers of nnsight 0.8 and of this package say there what they run. "
+        "An older one (0.5 to 0.7) needs a client of its own release, in an environment of its own."
     )

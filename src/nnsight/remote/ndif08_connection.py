@@ -106,14 +106,8 @@ class NdifConnection:
         """
         session = self._listen() if stream else ""
         self._kept = not stream
-        data = {
-            "model_key": key,
-            "session_id": session,
-            "compress": CONFIG.API.COMPRESS,
-            "env": self.env,
-        }
         files = {
-            "data": (None, json.dumps(data)),
+            "data": (None, json.dumps(self._form(key, session))),
             "blob": ("request", b"".join(pieces), "application/octet-stream"),
         }
         try:
@@ -134,6 +128,15 @@ class NdifConnection:
             self.close()
             raise errors.refused(self.host, answer.status_code, _detail(answer))
         return self._received(answer.content)
+
+    def _form(self, key: str, session: str) -> dict[str, Any]:
+        """What the server is told of a block, beside the block."""
+        return {
+            "model_key": key,
+            "session_id": session,
+            "compress": CONFIG.API.COMPRESS,
+            "env": self.env,
+        }
 
     def _received(self, content: bytes) -> Event:
         first = _event(content)

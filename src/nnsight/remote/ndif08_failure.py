@@ -9,6 +9,7 @@ from nnsight.remote.messages import Failure, Line
 
 _HEAD = "Traceback (most recent call last):\n"
 _CAUSE = "The above exception was the direct cause of the following exception:"
+_CONTEXT = "During handling of the above exception, another exception occurred:"
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)')
 _TYPE = re.compile(r"(?P<type>[\w.<>]+)(?:: (?P<message>.*))?", re.DOTALL)
 _OWN_NAME = re.compile(r"\[[^\]]*:\d+\] ")
@@ -23,7 +24,8 @@ def failure_of(text: str) -> Failure:
         text: of the state that ended the job: a traceback, or a sentence.
     """
     before, head, traceback = text.rpartition(_HEAD)
-    if not head:
+    told = before.strip() and not before.rstrip().endswith((_CAUSE, _CONTEXT))
+    if not head or told:  # it is a sentence, whatever follows
         return Failure("RemoteError", text or "the job failed", "nnsight.remote.errors")
     frames, rest = _frames(traceback)
     found = _TYPE.fullmatch(rest.strip("\n"))

@@ -16,7 +16,7 @@ from nnsight.remote import data_only
 from nnsight.remote.errors import NotSendableError, PayloadError, damaged
 from nnsight.remote.messages import Event
 from nnsight.remote.ndif08_pickle import Made, Name, graph_of
-from nnsight.remote.ndif08_pickler import pickler_with
+from nnsight.remote.ndif08_pickler import StandIn, pickler_with
 from nnsight.remote.ndif08_read import unpacked
 from nnsight.traces.cache import Cache
 from nnsight.traces.recording import Store
@@ -32,11 +32,16 @@ def write(names: Mapping[str, Any], compress: bool = True) -> bytes:
     """
     for name, value in names.items():
         _refuse(name, value, set())
+    content = _file(dict(names), _stand_in)
+    return zstandard.compress(content, 1) if compress else content
+
+
+def _file(value: Any, stand_in: StandIn, **options: Any) -> bytes:
+    """A value as a file of torch."""
     file = io.BytesIO()
-    module = types.SimpleNamespace(__name__="pickle", Pickler=pickler_with(_stand_in))
-    torch.save(dict(names), file, pickle_module=module)
-    content = file.getbuffer()
-    return zstandard.compress(content, 1) if compress else bytes(content)
+    module = types.SimpleNamespace(__name__="pickle", Pickler=pickler_with(stand_in))
+    torch.save(value, file, pickle_module=module, **options)
+    return file.getvalue()
 
 
 def _stand_in(value: Any) -> Any:
@@ -215,6 +220,13 @@ def binary_event(frame: bytes) -> Event:
         raise damaged("it is no state of a job")
     id, text = (str(found.get(name) or "") for name in ("id", "description"))
     return Event(id, status, text, data, meta)
+
+
+def write_end(id: str, description: str, data: bytes, meta: Any) -> bytes:
+    """The last state of a job with its result in it, as that client reads it."""
+    status = Made(Name("nnsight.schema.response", "Status"), ("COMPLETED",))
+    state = {"id": id, "status": status, "description": description, "data": data, "meta": meta}
+    return _file(state, lambda value: value, pickle_protocol=4)
 
 
 def _pickle_in(frame: bytes) -> bytes:

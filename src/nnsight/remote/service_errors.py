@@ -12,19 +12,23 @@ class ServiceError(ConnectionError):
         """The HTTP status of the answer; None if there was none."""
 
 
+class NotReached(ServiceError):
+    """There was no answer at all."""
+
+
 _WHERE = "`CONFIG.API.HOST` and the environment's `NDIF_HOST` say which server is meant."
 _GET_A_KEY = "`nnsight.login()` asks for a key and keeps it; `NDIF_API_KEY` holds one, too."
 
 
 def no_address(host: str) -> ServiceError:
-    return ServiceError(
+    return NotReached(
         f"{host!r} is no address of a server: it should be one such as 'http://localhost:8001'. "
         f"{_WHERE}"
     )
 
 
 def not_reached(host: str, reason: str) -> ServiceError:
-    return ServiceError(f"The server at {host} cannot be reached: {reason}. {_WHERE}")
+    return NotReached(f"The server at {host} cannot be reached: {reason}. {_WHERE}")
 
 
 def refused(host: str, path: str, status: int, detail: str) -> ServiceError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from nnsight.remote.messages import Event
+from nnsight.remote.messages import COMPLETED, Event
+from nnsight.remote.ndif08_result import write_end
 from nnsight.server.events import line
 from nnsight.server.intake import NDIF
 from nnsight.server.keys import Key
@@ -125,10 +127,12 @@ async def subscribe(
                 events = server.store.session_events(session, key.id, after)
                 for number, event in events:
                     job = server.store.job(event.id)
-                    form = as_ndif(event, job.format if job else NDIF, link)
-                    text = msgspec.json.encode(form).decode()
+                    frame = _frame(event, job.format if job else NDIF, link)
                     with anyio.fail_after(server.limits.stall):
-                        await socket.send_text(text)
+                        if isinstance(frame, bytes):
+                            await socket.send_bytes(frame)
+                        else:
+                            await socket.send_text(frame)
                     after = number
                 if not events:
                     ringing = asyncio.ensure_future(bell.wait())
@@ -139,6 +143,14 @@ async def subscribe(
             return  # it has gone, or reads nothing
         finally:
             reading.cancel()
+
+
+def _frame(event: Event, job_format: str, link: Callable[[str], str]) -> str | bytes:
+    """An event for a socket of NDIF's; a small result comes in it, which spares a download."""
+    if job_format.startswith(NDIF) and event.status == COMPLETED and "inline" in (event.data or ()):
+        data = base64.b64decode(event.data["inline"])
+        return write_end(event.id, event.description, data, event.meta)
+    return msgspec.json.encode(as_ndif(event, job_format, link)).decode()
 
 
 async def _leaves(socket: WebSocket) -> None:

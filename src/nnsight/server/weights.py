@@ -52,12 +52,19 @@ class Weights:
         """What torch notes of parameters and modules, without reading a tensor."""
         seen: dict[str, object] = {}
         for path, module in self._module.named_modules():
-            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            hooks = sum(not _of_transformers(hook) for hook in hooks)
             seen[path or "the model"] = (id(module), hooks, "forward" in vars(module))
         for name, tensor in _tensors(self._module):
             place = (id(tensor), _changes(tensor), tensor.data_ptr())
             seen[name] = (*place, tensor.shape, tensor.stride(), tensor.dtype)
         return seen
+
+
+def _of_transformers(hook: Any) -> bool:
+    """Whether it is one that transformers leaves, to give hidden states and attentions."""
+    function = getattr(hook, "func", hook)
+    return str(getattr(function, "__module__", "")).startswith("transformers.")
 
 
 def _different(was: dict[str, object], now: dict[str, object]) -> list[str]:

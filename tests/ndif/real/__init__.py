@@ -1,0 +1,1 @@
+"""NDIF's own server, started here, and our client against it: see `__main__.py`."""
