@@ -217,6 +217,7 @@ def doctor() -> str:
         lines.append(f"{name:13} {has}; {_USED[name] if found else 'nothing is done'}")
     lines.append("environment   the process of a model gets no variable but those it needs")
     lines.append("folder        it starts in an empty one; the server's own is given by open files")
-    active = [name for name, what in sandbox_layers().items() if what]
-    lines.append(f"sandbox       keys that are not trusted: one for each job ({', '.join(active)})")
+    lines.append("sandbox       keys that are not trusted: a process for each job, and in it")
+    for name, what in sandbox_layers().items():
+        lines.append(f"  {name:11} {what or 'nothing: this machine does not have it'}")
     return "\n".join(lines)

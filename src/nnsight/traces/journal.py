@@ -113,7 +113,7 @@ class Journal:
             return
         action, where = request.action, _spelled(request.location)
         name = self._names[worker]
-        line = self._line_of(worker, where) if request.back else _line()
+        line = self._line_of(worker, where) if request.back else self._line(worker)
         self._asked[worker] = Event(action, where, name, request.visit, line)
 
     def served(self, worker: Worker, request: Request, number: int, before: Any, own: Any) -> None:
@@ -171,7 +171,11 @@ class Journal:
     def _line_of(self, worker: Worker, where: str) -> str:
         """The line at which a block last had the value there."""
         lines = [seen.event.line for seen in self._of(worker) if seen.event.where == where]
-        return lines[-1] if lines else _line()
+        return lines[-1] if lines else self._line(worker)
+
+    def _line(self, worker: Worker) -> str:
+        """Where the block of a worker is, which asks for something on this thread."""
+        return users_line()
 
     def _replaced(self, worker: Worker, event: Event, request: Request, before: Any) -> None:
         last = self.events[-1] if self.events else None
@@ -220,7 +224,7 @@ def _spelled(location: Location) -> str:
     return location.owner.path if location.kind == SKIP else str(location)
 
 
-def _line() -> str:
+def users_line() -> str:
     """`file:line` of the user's code that this thread is running."""
     frame = frame_at(1)
     while is_hidden(frame.f_code.co_filename) and frame.f_back is not None:

@@ -304,3 +304,43 @@ def functions(model, at):
     with model.trace(ONE, backend=at):
         found = [lens(layer).argmax(-1) for layer in range(3)].save()
     return found
+
+
+@block
+def a_report_in_the_block(model, at):
+    with model.trace(ONE, backend=at) as tracer:
+        h = model.transformer.h[1].mlp.output
+        h[:] = 0
+        model.transformer.h[2].mlp.output = h * 2 + 1
+        model.transformer.h[3].mlp.output.save()
+        text = nnsight.save(str(tracer.report()))
+        model.transformer.h[4].skip(model.transformer.h[4].input)
+        h += 1
+    return text
+
+
+@block
+def a_report_of_invokes_and_a_backward_pass(model, at):
+    with model.session(backend=at):
+        with model.trace() as tracer:
+            with tracer.invoke(ONE):
+                model.transformer.h[1].mlp.output.sum()
+                model.transformer.h[2].mlp.output = model.transformer.h[2].mlp.output * 2
+                model.transformer.h[3].mlp.output.save()
+            with tracer.invoke(TWO):
+                late = model.transformer.h[3].mlp.output
+                with model.lm_head.output.sum().backward():
+                    late.grad[:] = 0
+                model.output.logits[:] = 3
+        text = nnsight.save(str(tracer.report()))
+    return text
+
+
+@block
+def a_report_after_a_stop(model, at):
+    with model.session(backend=at):
+        with model.trace(ONE) as tracer:
+            model.transformer.h[3].mlp.output.save()
+            tracer.stop()
+        text = nnsight.save(str(tracer.report()))
+    return text

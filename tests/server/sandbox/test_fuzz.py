@@ -126,3 +126,17 @@ def test_a_message_that_says_it_is_huge(sandbox: Sandbox) -> None:
         with pytest.raises(Broken, match="is the most"):
             Host(channel, sandbox.model, print, LIMIT).serve()
         channel.close()
+
+
+def test_a_guest_that_asks_and_does_not_read(sandbox: Sandbox, recorded: list[list[bytes]]) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as small as the kernel has it
+    with theirs:
+        for message in recorded[1][:6]:
+            theirs.sendall(len(message).to_bytes(8, "little") + message)
+        began = time.monotonic()
+        channel = Channel(ours, LIMIT, began + 1)
+        with pytest.raises(Gone, match="time is over"):
+            Host(channel, sandbox.model, print, LIMIT).serve()
+        assert time.monotonic() - began < 5
+        channel.close()

@@ -9,32 +9,9 @@ import torch
 
 from nnsight.remote.errors import RemoteError
 from tests.server.sandbox.apart import Sandbox
-from tests.server.sandbox.gradient_blocks import BLOCKS, MISTAKES
 from tests.server.sandbox.test_hostile import healthy
-from tests.server.sandbox.test_same_values import same
 
 ONE, TWO = "The cat sat on the", "The capital of France"
-
-
-@pytest.mark.filterwarnings("ignore:.*ended the run before")
-@pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_gives_what_it_gives_beside_the_model(sandbox: Sandbox, name: str) -> None:
-    here = BLOCKS[name](sandbox.model, None)
-    sandbox.model.zero_grad()
-    there = BLOCKS[name](sandbox.model, sandbox)
-    assert same(here, there), (here, there)
-    assert all(parameter.grad is None for parameter in sandbox.model._module.parameters())
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_as_it_is_beside_the_model(sandbox: Sandbox, name: str) -> None:
-    said = []
-    for at in (None, sandbox):
-        with pytest.raises(Exception) as raised:
-            MISTAKES[name](sandbox.model, at)
-        said.append((type(raised.value).__name__, str(raised.value).splitlines()[0]))
-    sandbox.model.zero_grad()
-    assert said[0] == said[1]
 
 
 def test_second_derivatives_are_refused(sandbox: Sandbox) -> None:

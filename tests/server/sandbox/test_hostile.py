@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from nnsight.remote.errors import RemoteError
-from nnsight.server.sandbox import landlock, seccomp
+from nnsight.server.sandbox import landlock, namespaces, seccomp
 from tests.server.sandbox.apart import Sandbox
 
 ONE = "The cat sat"
@@ -172,7 +175,110 @@ def test_recursion_has_an_end(sandbox: Sandbox) -> None:
     healthy(sandbox)
 
 
-@pytest.mark.parametrize("what", ["loop", "sleep", "call"])
+@confined
+def test_a_fork_bomb_of_many_threads(sandbox: Sandbox) -> None:
+    model = sandbox.model
+    with model.trace(ONE, backend=sandbox):
+        import ctypes
+        import os as there
+        import platform
+        import threading
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        numbers = (56, 57, 58, 435) if platform.machine() == "x86_64" else (220, 435)
+        born = [0, 0, 8 * 50 * len(numbers)].save()
+
+        def bomb() -> None:
+            for _ in range(50):
+                for number in numbers:  # as a process, with no flags
+                    made = libc.syscall(number, 17, 0, 0, 0, 0)
+                    if made == 0:
+                        there._exit(0)
+                    born[0] += made > 0
+                    born[1] += 1
+
+        threads = [threading.Thread(target=bomb) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert born == [0, born[2], born[2]]
+    healthy(sandbox)
+
+
+def test_threads_have_an_end(gpt2_folder: Path) -> None:
+    """They are made of memory, and of that there is so much."""
+    from nnsight.modeling.language import LanguageModel
+    from tests.server.sandbox.conftest import MAKE
+
+    model = LanguageModel(gpt2_folder, dispatch=True)
+    small = Sandbox(model, MAKE, gpt2_folder, memory=512 * 2**20, seconds=20.0)
+    try:
+        with pytest.raises(RemoteError, match=r"start new thread|ended before the block did"):
+            with model.trace(ONE, backend=small):
+                import threading
+
+                wait = threading.Event()
+                for _ in range(100_000):
+                    threading.Thread(target=wait.wait, daemon=True).start()
+                model.lm_head.output.save()
+        healthy(small)
+    finally:
+        small.close()
+
+
+@pytest.mark.skipif(not namespaces.available(), reason="needs namespaces")
+def test_a_process_enters_namespaces_of_its_own() -> None:
+    here = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("net", "ipc", "mnt", "uts")}
+    code = (
+        "import json, os, runpy\n"
+        f"names = runpy.run_path({namespaces.__file__!r})['enter']()\n"
+        "there = {n: os.readlink(f'/proc/self/ns/{n}') for n in ('net', 'ipc', 'mnt', 'uts')}\n"
+        "print(json.dumps([names, there, open('/proc/self/net/dev').read()]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, there, cards = json.loads(told.stdout)
+    kinds = {"network": "net", "IPC": "ipc", "mounts": "mnt", "host name": "uts"}
+    assert set(names) - {"user"} <= set(kinds) and names == namespaces.available()
+    for name, kind in kinds.items():
+        assert (here[kind] != there[kind]) == (name in names), name
+    if "network" in names:
+        assert {line.split(":")[0].strip() for line in cards.splitlines()[2:]} <= {"lo"}
+
+
+@pytest.mark.parametrize("how", ["noise", "huge", "closed", "half"])
+def test_a_guest_that_speaks_to_the_model_by_itself(sandbox: Sandbox, how: str) -> None:
+    model = sandbox.model
+    with pytest.raises(RemoteError, match=r"sent nonsense|ended before the block did"):
+        with model.trace(ONE, backend=sandbox):
+            import os as there
+            import stat
+            import time as clock
+
+            model.transformer.h[1].mlp.output.sum()
+            ends = []
+            for number in range(3, 64):
+                try:
+                    if stat.S_ISSOCK(there.fstat(number).st_mode):
+                        ends.append(number)
+                except OSError:
+                    pass
+            for end in ends:
+                if how == "noise":
+                    there.write(end, (100).to_bytes(8, "little") + bytes(range(100)))
+                elif how == "huge":
+                    there.write(end, (2**60).to_bytes(8, "little"))
+                elif how == "half":
+                    there.write(end, (1000).to_bytes(8, "little") + b"123")
+                    there._exit(0)
+                else:
+                    there.close(end)
+            clock.sleep(0.1)
+            model.lm_head.output.sum().save()
+    healthy(sandbox)
+
+
+@pytest.mark.parametrize("what", ["loop", "sleep", "call", "c", "prints"])
 def test_time_has_an_end(gpt2_folder: Path, what: str) -> None:
     from nnsight.modeling.language import LanguageModel
     from tests.server.sandbox.conftest import MAKE
@@ -191,6 +297,12 @@ def test_time_has_an_end(gpt2_folder: Path, what: str) -> None:
                     import time as there
 
                     there.sleep(1e9)
+                if what == "c":  # one call that never gives Python back its turn
+                    import itertools
+
+                    sum(itertools.repeat(0))
+                while what == "prints":
+                    print("x" * 100_000)
                 huge = torch.ones(20000, 20000)
                 for _ in range(1000):
                     huge = huge @ huge

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.server.sandbox import ahead_blocks, gradient_blocks
 from tests.server.sandbox.apart import Sandbox
 from tests.server.sandbox.blocks import BLOCKS
+
+ALL = {**BLOCKS, **gradient_blocks.BLOCKS, **ahead_blocks.BLOCKS}
+MISTAKES = {**gradient_blocks.MISTAKES, **ahead_blocks.MISTAKES}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -20,19 +24,24 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.filterwarnings("ignore:.*ended the run before")
+@pytest.mark.parametrize("name", ALL)
 def test_a_block_gives_what_it_gives_beside_the_model(sandbox: Sandbox, name: str) -> None:
     torch.manual_seed(0)
-    here = BLOCKS[name](sandbox.model, None)
+    here = ALL[name](sandbox.model, None)
+    sandbox.model.zero_grad()
     torch.manual_seed(0)
-    there = BLOCKS[name](sandbox.model, sandbox)
+    there = ALL[name](sandbox.model, sandbox)
     assert same(here, there), (here, there)
+    assert all(parameter.grad is None for parameter in sandbox.model._module.parameters())
 
 
-def test_lines_in_another_order_than_the_model_s_are_refused(sandbox: Sandbox) -> None:
-    model = sandbox.model
-    with pytest.raises(ValueError, match="already ran past it"):
-        with model.trace("The cat", backend=sandbox):
-            late = model.transformer.h[3].mlp.output.save()
-            early = model.transformer.h[1].mlp.output.save()
-    assert "late" not in locals() and "early" not in locals()
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_as_it_is_beside_the_model(sandbox: Sandbox, name: str) -> None:
+    said = []
+    for at in (None, sandbox):
+        with pytest.raises(Exception) as raised:
+            MISTAKES[name](sandbox.model, at)
+        said.append((type(raised.value).__name__, str(raised.value).splitlines()[0]))
+    sandbox.model.zero_grad()
+    assert said[0] == said[1]

@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from nnsight.server.confine import die_with_parent
-from nnsight.server.sandbox import landlock, seccomp
+from nnsight.server.sandbox import landlock, namespaces, seccomp
 
 __all__ = ["confine", "die_with_parent", "layers"]
 
@@ -20,17 +20,20 @@ _PR_SET_DUMPABLE = 4
 def layers() -> dict[str, str]:
     """What keeps a guest from harm on this machine, in words; empty: it does not."""
     abi = landlock.version()
+    own = namespaces.available()
     return {
         "prlimit": "processor time, memory, open files, no file is written",
         "landlock": f"ABI {abi}: no files but those of Python, no TCP" if abi else "",
+        "namespaces": f"its own: {', '.join(own)}" if own else "",
         "seccomp": "no sockets, processes or signals" if seccomp.available() else "",
     }
 
 
 def confine(end: int, memory: int, seconds: float) -> None:
     """Take everything from this process but the open file `end`, for good."""
-    die_with_parent()
     _close_all_but(end)
+    namespaces.enter()
+    die_with_parent()  # now: new rights would take that back
     os.environ.clear()
     os.chdir("/")
     _limit(memory, seconds)

@@ -10,7 +10,8 @@ from nnsight.config import CONFIG
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.worker import Worker
-from nnsight.server.sandbox.errors import SandboxError, no_report, only_data
+from nnsight.server.sandbox.errors import SandboxError, only_data
+from nnsight.server.sandbox.reported import Told
 from nnsight.server.sandbox.seen import GuestRun, error_of
 from nnsight.traces import edits
 from nnsight.traces.trace import Trace
@@ -26,18 +27,22 @@ def converse(
     split: bool,
 ) -> Any:
     """As `Trace.run_workers`, with the model over there."""
-    if trace._wants_report():
-        raise no_report()
     if callable(trace.fn):
         raise only_data("a function to run in place of the model")
     model, wanted = trace.model, not workers
     stored = edits.workers(trace) if model._edits() else []
+    blocks = ["edit"] * len(stored) + [str(n) for n in range(len(workers))]
     workers = [*stored, *workers]
     run = guest.run = GuestRun(guest, trace, workers, Batch(total, split))
+    if trace._wants_report():
+        trace.journal = run.journal = Told(blocks, workers, run.report)
     try:
         _send_run(guest, trace, run, args, kwargs, wanted)
         ended, value = _take_turns(guest, run)
         run.fill_caches(ended["caches"], value[1])
+        if run.journal is not None:
+            run.journal.take(value[2])
+            run.journal.stopped = ended["stopped"]
         for text in ended["warned"]:
             traceback.warn(text)
         if ended["steps"] > 1:
@@ -45,6 +50,10 @@ def converse(
                 edit.tell_steps(ended["steps"])
         _raise(ended, run)
         return value[0]
+    except BaseException as error:
+        if run.journal is not None:
+            run.journal.error = type(error).__name__
+        raise
     finally:
         guest.run = None
         run.close()
@@ -70,6 +79,7 @@ def _send_run(
         "workers": [_about(worker) for worker in run.workers],
         "state": state_now(),
         "wanted": wanted,
+        "blocks": None if run.journal is None else list(run.journal.blocks),
         "caches": [run.cache(opening) for opening in trace.openings],
     }
     guest.send(root, writer)
@@ -81,23 +91,49 @@ def _take_turns(guest: Any, run: GuestRun) -> tuple[dict[str, Any], Any]:
         order, value = guest.receive()
         if order["do"] == "ended":
             return order, value
-        worker = run.workers[order["worker"]]
-        if order["do"] == "start":
-            worker.start(run, worker.state or ambient.current())
-        elif order["do"] == "resume":
-            worker.resume(value)
-        elif order["do"] == "missed" and worker.request is not None:
-            missed = worker.request.missed
-            assert missed is not None
-            worker.refuse(missed())
-        else:
-            worker.refuse(error_of(order["error"]))
-        _reply(guest, worker, run)
+        take_turn(guest, run, order, value)
+
+
+TURNS = frozenset({"start", "resume", "refuse", "missed", "fill", "unfilled"})
+
+
+def take_turn(guest: Any, run: GuestRun, order: dict[str, Any], value: Any) -> None:
+    """Give one block its turn, or what it has gone on without."""
+    worker = run.workers[order["worker"]]
+    if order["do"] in ("fill", "unfilled"):
+        _fill(guest, run, order, value)
+        return
+    if order["do"] == "start":
+        worker.start(run, worker.state or ambient.current())
+    elif order["do"] == "resume":
+        worker.resume(value)
+    elif order["do"] == "missed" and worker.request is not None:
+        missed = worker.request.missed
+        assert missed is not None
+        worker.refuse(missed())
+    else:
+        worker.refuse(error_of(order["error"]))
+    _reply(guest, worker, run)
+
+
+def _fill(guest: Any, run: GuestRun, order: dict[str, Any], value: Any) -> None:
+    due = run.dues[order["number"]]
+    if order["do"] == "fill":
+        due.fill(value)
+    else:
+        error = error_of(order["error"])
+        due.fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
+    if due.error is None:
+        del run.dues[order["number"]]
+    writer = guest.taken.writer()
+    also = guest.also(writer)
+    ready = run.ready()
+    guest.send({"do": "filled", **also, "failed": due.error is not None, "ready": ready}, writer)
 
 
 def _reply(guest: Any, worker: Worker, run: GuestRun) -> None:
     """Say what a block has done with its turn."""
-    ready = [n for n, w in enumerate(run.workers) if _is_ready(w)]
+    ready = run.ready()
     written = run.asked.pop(worker, None)
     if worker.alive:
         assert written is not None, "it has asked"
@@ -126,6 +162,9 @@ def _reply(guest: Any, worker: Worker, run: GuestRun) -> None:
 
 def _raise(ended: dict[str, Any], run: GuestRun) -> None:
     """Raise what the run ended with, if it was an error."""
+    if ended["due"] is not None:
+        due = run.dues.pop(ended["due"])
+        due.raise_there(due.error or error_of(ended["error"]))
     if ended["raised"] is not None:
         error, where = run.failures[ended["raised"]]
         error = error.with_traceback(where)
@@ -140,11 +179,6 @@ def _raise(ended: dict[str, Any], run: GuestRun) -> None:
         raise error
     finally:
         del error
-
-
-def _is_ready(worker: Worker) -> bool:
-    request = worker.request
-    return request is not None and request.ready is not None and bool(request.ready())
 
 
 def _about(worker: Worker) -> dict[str, Any]:

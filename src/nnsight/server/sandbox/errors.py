@@ -21,6 +21,14 @@ class InBlock(Exception):
         self.index = index
 
 
+class InDue(Exception):
+    """Stands for what is raised at the line that asked for a value, and went on without it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"what was due is not there ({number})")
+        self.number = number
+
+
 class Unmet(Exception):
     """Stands for what a block makes of it that it waited in vain."""
 
@@ -86,10 +94,6 @@ def no_option(name: str) -> NotSendableError:
         f"`{name}=` may make the model run code, so it is not taken from a key that is not "
         f"trusted. {_TRUSTED}"
     )
-
-
-def no_report() -> SandboxError:
-    return SandboxError(f"`tracer.report()` is not there in a sandbox. {_TRUSTED}")
 
 
 def no_function_there(path: str) -> SandboxError:

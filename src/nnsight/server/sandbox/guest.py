@@ -11,16 +11,18 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import torch
 
+from nnsight.interleave.request import here
 from nnsight.remote.perform import Outcome, failure_of, perform
 from nnsight.remote.values import Writer
 from nnsight.server.formats import format_of
 from nnsight.server.sandbox.channel import Channel, Memory, raw
-from nnsight.server.sandbox.conversation import converse, state_now
+from nnsight.server.sandbox.conversation import TURNS, converse, state_now, take_turn
 from nnsight.server.sandbox.errors import Gone, SandboxError
 from nnsight.server.sandbox.graph import Graph
 from nnsight.server.sandbox.passes import Passes
@@ -43,7 +45,7 @@ class Guest:
         self.graph = Graph()
         self.taken = Taken(self.graph)
         self.run: GuestRun | None = None
-        self._one = threading.RLock()
+        self._one, self._sends = threading.RLock(), threading.RLock()
         self._random = torch.get_rng_state()
 
     # --- the request ------------------------------------------------------------------------------
@@ -66,21 +68,29 @@ class Guest:
         return outcome
 
     def _say(self, text: str) -> None:
-        with self._one:
+        with self._sends:
             self.channel.send({"do": "say", "text": text}, Writer())
 
     # --- asking -----------------------------------------------------------------------------------
 
     def ask(self, do: str, write: Callable[[Writer], dict[str, Any]]) -> Any:
         """Ask the model's process for something that is there at once."""
-        with self._one:
+        with self._one if here.worker is None else nullcontext():  # blocks take turns
             writer = self.taken.writer()
             root = {"do": do, **self.also(writer), **write(writer)}
             self.send(root, writer)
-            answer, value = self.receive()
+            answer, value = self.heard()
             if answer["do"] == "failed":
                 raise error_of(answer["error"])
             return value
+
+    def heard(self) -> tuple[dict[str, Any], Any]:
+        """The next message that is for who asked; blocks get the turns that come meanwhile."""
+        while True:
+            answer, value = self.receive()
+            if answer["do"] not in TURNS or self.run is None:
+                return answer, value
+            take_turn(self, self.run, answer, value)
 
     def also(self, writer: Writer) -> dict[str, Any]:
         """What goes with every message: what was done in place, and the random numbers."""
@@ -93,7 +103,8 @@ class Guest:
     def send(self, root: dict[str, Any], writer: Writer) -> None:
         """Send a message, with what autograd has made of the values in it."""
         root["nodes"] = self.graph.told()
-        self.channel.send(root, writer)
+        with self._sends:
+            self.channel.send(root, writer)
 
     def receive(self) -> tuple[dict[str, Any], Any]:
         """The next message of the model's process, and the value in it."""
@@ -153,7 +164,7 @@ class Guest:
         failed: BaseException | None = None
         try:
             while True:
-                order, gradients = self.receive()
+                order, gradients = self.heard()
                 if order["do"] == "value":
                     return gradients
                 if order["do"] == "failed":

@@ -6,7 +6,7 @@ steps, and nothing that it sends is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from nnsight.interleave.request import here
 from nnsight.remote.errors import RemoteError
 from nnsight.remote.reading import Reader
 from nnsight.server.sandbox.channel import Channel, raw
-from nnsight.server.sandbox.errors import Broken, Gone, InBlock, SandboxError
+from nnsight.server.sandbox.errors import Broken, Gone, InBlock, InDue, SandboxError
 from nnsight.server.sandbox.given import Fixed, Given
 from nnsight.server.sandbox.hosted import Run, operation_of
 from nnsight.server.sandbox.mirrored import Mirrored
@@ -96,6 +96,14 @@ class Host:
             message["trouble"] = self._take(message, reader)
             return message, reader
 
+    def heard(self, words: Collection[str]) -> tuple[dict[str, Any], Reader]:
+        """The next message of one of these kinds; others are answered meanwhile."""
+        while True:
+            said, reader = self.receive()
+            if said["do"] in words:
+                return said, reader
+            self._at_once(said, reader)
+
     def _take(self, message: dict[str, Any], reader: Reader) -> Exception | None:
         """Do what the block did in place; what is wrong with it, if it cannot be done."""
         try:
@@ -131,7 +139,9 @@ class Host:
                 root["value"] = writer.value(value)
             except RemoteError as error:
                 writer = self.given.writer()
-                root = {"do": "failed", "worker": root.get("worker"), "error": told(error)}
+                do = "unfilled" if root["do"] == "fill" else "failed"
+                told_of = {name: root[name] for name in ("worker", "number") if name in root}
+                root = {"do": do, "error": told(error), **told_of}
         state = torch.get_rng_state()
         drawn = not torch.equal(state, self._random)
         self._random = state
@@ -148,6 +158,7 @@ class Host:
         """Answer what needs no turn: a call, a weight, a cache, a backward pass."""
         acts = {"call": self._call, "fetch": self._fetch, "prepare": self._prepare}
         acts |= {"cache": self._cache, "backward": self._backward, "reaches": self._reaches}
+        acts |= {"ahead": self._ahead, "missed": self._missed, "report": self._report}
         acts["forget gradients"] = lambda message, reader: self.mirrored.forget()
         act = acts.get(message["do"])
         if act is None:
@@ -206,6 +217,25 @@ class Host:
             raise Broken("a cache of no run")
         self.run.cache(message).begin(here.worker.run, here.worker)
 
+    def _ahead(self, message: dict[str, Any], reader: Reader) -> tuple[bool, Any]:
+        return self._proxy().goes_on_without(message)
+
+    def _missed(self, message: dict[str, Any], reader: Reader) -> list[Any]:
+        return told(self._proxy().why_missed(message))
+
+    def _report(self, message: dict[str, Any], reader: Reader) -> tuple[Any, ...]:
+        journal = None if self.run is None else self.run.journal
+        if journal is None:
+            raise Broken("a report of no run")
+        if here.worker is not None:  # what this block did since its last read
+            journal.turned(here.worker)
+        return journal.rows()
+
+    def _proxy(self) -> Any:
+        if here.worker is None or self.run is None:
+            raise Broken("a block asks outside of a run")
+        return here.worker
+
     # --- a backward pass --------------------------------------------------------------------------
 
     def _backward(self, message: dict[str, Any], reader: Reader) -> list[Any]:
@@ -221,18 +251,14 @@ class Host:
     def show(self, do: str, number: int, passed: Sequence[Any]) -> list[Any]:
         """Ask the sandbox for its part of a backward pass."""
         self.send({"do": do, "number": number}, passed=passed)
-        while True:
-            said, reader = self.receive()
-            if said["do"] not in ("answer", "failed"):
-                self._at_once(said, reader)
-                continue
-            if said["trouble"] is not None:
-                raise said["trouble"]
-            if said["do"] == "failed":
-                raise InBlock(-1)
-            with parsed():
-                self.mirrored.show(said["shown"])
-                return gradients(said["found"], reader)
+        said, reader = self.heard(("answer", "failed"))
+        if said["trouble"] is not None:
+            raise said["trouble"]
+        if said["do"] == "failed":
+            raise InBlock(-1)
+        with parsed():
+            self.mirrored.show(said["shown"])
+            return gradients(said["found"], reader)
 
     def _reaches(self, message: dict[str, Any], reader: Reader) -> bool:
         with parsed():
@@ -242,6 +268,7 @@ class Host:
 
     def _run(self, message: dict[str, Any], reader: Reader) -> None:
         ended: dict[str, Any] = {"do": "ended", "raised": None, "error": None, "steps": 0}
+        ended["due"] = None
         value, texts = None, list[str]()
         try:
             if message["trouble"] is not None:
@@ -252,16 +279,22 @@ class Host:
             ended["steps"] = run.steps
         except InBlock as error:
             ended["raised"] = error.index
+        except InDue as error:
+            ended["due"], ended["error"] = error.number, told(error.__cause__ or error)
         except (Gone, Broken):
             raise
         except Exception as error:
             ended["error"] = told(error)
+        journal = None if self.run is None else self.run.journal
+        rows, stopped = (), False
+        if journal is not None:
+            rows, stopped = journal.rows(), journal.stopped
         caches = [] if self.run is None else [c.cache._store.visits for c in self.run.caches]
         self.run, self._at = None, None
-        ended["caches"], ended["warned"] = len(caches), texts
+        ended["caches"], ended["warned"], ended["stopped"] = len(caches), texts, stopped
         ended["position"] = [True, True, None, 0]
         self.given.forget_containers()
         try:
-            self.send(ended, (value if message["wanted"] else None, caches), wanted=True)
+            self.send(ended, (value if message["wanted"] else None, caches, rows), wanted=True)
         except Exception as error:
             raise Broken(str(error)) from error

@@ -20,7 +20,16 @@ from nnsight.interleave.rows import Rows
 from nnsight.interleave.worker import Worker
 from nnsight.remote.reading import Reader
 from nnsight.remote.tensors import dtype_of
-from nnsight.server.sandbox.errors import Broken, Gone, InBlock, Unmet, no_option, no_such_run
+from nnsight.server.sandbox.errors import (
+    Broken,
+    Gone,
+    InBlock,
+    InDue,
+    Unmet,
+    no_option,
+    no_such_run,
+)
+from nnsight.server.sandbox.reported import Taken
 from nnsight.server.sandbox.strict import parsed, told
 from nnsight.traces.cache import Cache, Opening
 from nnsight.traces.invoke import Invoke
@@ -59,6 +68,9 @@ class Run:
         self.trace = Trace(model, Inputs(), fn)
         self.trace.invokes = [Invoke(_nothing, given) for given in inputs]
         self.trace.openings = [self.cache(told) for told in message["caches"]]
+        self.journal: Taken | None = None
+        if message["blocks"] is not None:
+            self.journal = Taken([str(name) for name in message["blocks"]])
         self._given = tuple(args), dict(kwargs), total, split
 
     def go(self) -> Any:
@@ -70,6 +82,8 @@ class Run:
 
     def begin(self, interleaver: Any) -> None:
         self.interleaver = interleaver
+        if self.journal is not None:
+            self.journal.begin(interleaver)
         interleaver.at_close(self._end)
 
     def _end(self) -> None:
@@ -150,6 +164,7 @@ class Proxy(Worker):
         unmet = _nothing if about["patient"] else None
         super().__init__(self._live_there, rows, str(about["where"]), unmet=unmet)
         self._of, self._index = run, index
+        self.spot = ""  # `file:line`, for a report
         self._names = frozenset(map(str, about["names"]))
         self.sources = bool(about["sources"])
 
@@ -188,7 +203,7 @@ class Proxy(Worker):
         with parsed():
             action, step = said["action"], said["step"]
             self.waited = str(said["waited"])
-            told_line = int(said["line"])
+            told_line, self.spot = int(said["line"]), str(said["spot"])
             if action not in (READ, WRITE, GATE, WAIT):
                 raise Broken("an action of no kind")
             if action != WAIT:
@@ -225,11 +240,56 @@ class Proxy(Worker):
         """Give the block its turn; what it says at the end of it."""
         host = self._of.host
         host.send({**root, "worker": self._index}, value, wanted)
-        while True:
-            said, reader = host.receive()
-            if said["do"] in ("ask", "done", "raised", "stopped"):
-                return said, reader
-            host._at_once(said, reader)
+        return host.heard(("ask", "done", "raised", "stopped"))
+
+    def give(self, root: dict[str, Any], value: Any = None, wanted: bool = False) -> dict[str, Any]:
+        """Give the block what it has gone on without, while it waits or after its end."""
+        host = self._of.host
+        host.send({**root, "worker": self._index}, value, wanted)
+        return host.heard(("filled",))[0]
+
+    def goes_on_without(self, message: dict[str, Any]) -> tuple[bool, Any]:
+        """Ask without parking: whether the answer is at hand, and it."""
+        with parsed():
+            location = self._of.location(message["at"])
+            visit, pinned = int(message["visit"]), bool(message["pinned"])
+            number, self._told_line = int(message["number"]), int(message["line"])
+        return self.ask_ahead(Promised(self, number, Request(READ, location, visit, pinned)))
+
+    def why_missed(self, message: dict[str, Any]) -> BaseException:
+        """What it means that the run has ended without what the block asked for."""
+        with parsed():
+            location = self._of.location(message["at"])
+            visit, pinned = int(message["visit"]), bool(message["pinned"])
+        return self.missed(Request(READ, location, visit, pinned))
+
+
+class Promised:
+    """What a block over there goes on without (`interleave/due.py`), to the engine here."""
+
+    def __init__(self, worker: Proxy, number: int, request: Request) -> None:
+        self.worker, self.number, self.request = worker, number, request
+        self.error: Exception | None = None
+
+    def fill(self, raw: Any) -> None:
+        """The value is here: the block gets it now, as the model goes on with it."""
+        self._give({"do": "fill"}, raw, True)
+
+    def fail(self, error: Exception) -> None:
+        """There is no value to come."""
+        self._give({"do": "unfilled", "error": told(error)})
+
+    def drop(self) -> None:
+        """It will not come: the sandbox is told at the end of the run."""
+
+    def raise_there(self, error: BaseException) -> None:
+        """The block has ended: the sandbox raises it, at the line that asked."""
+        raise InDue(self.number) from error
+
+    def _give(self, root: dict[str, Any], value: Any = None, wanted: bool = False) -> None:
+        said = self.worker.give({**root, "number": self.number}, value, wanted)
+        if said["trouble"] is not None or said["failed"]:
+            self.error = InDue(self.number)
 
 
 def operation_of(place: Any, name: Any) -> Any:

@@ -37,19 +37,32 @@ _X86 = """
     io_uring_register 427, open_tree 428, move_mount 429, fsopen 430, pidfd_open 434
     pidfd_getfd 438, process_madvise 440, mount_setattr 442, sendmmsg 307, pidfd_send_signal 424
     rt_sigqueueinfo 129, rt_tgsigqueueinfo 297, prlimit64 302, setrlimit 160, utimensat 280
-    truncate 76, ftruncate 77, recvmmsg 299, memfd_create 319
+    truncate 76, ftruncate 77, recvmmsg 299, memfd_create 319, tgkill 234, semtimedop 220
+    utime 132, utimes 235, futimesat 261, setdomainname 171, setfsuid 122, setfsgid 123
+    lremovexattr 198, fremovexattr 199, kexec_file_load 320, fsconfig 431, fsmount 432
+    fspick 433, fchmodat2 452
 """
 _ARM = """
-    socket 198, socketpair 199, bind 200, listen 201, accept 202, connect 203, shutdown 210
-    sendmsg 211, recvmsg 212, kill 129, tkill 130, ptrace 117, execve 221, execveat 281
-    setuid 146, setgid 144, setpgid 154, setsid 157, capset 91, prctl 167, unshare 97, setns 268
-    mount 40, umount2 39, chroot 51, pivot_root 41, bpf 280, mkdirat 34, mknodat 33, unlinkat 35
-    renameat 38, linkat 37, symlinkat 36, fchmodat 53, fchownat 54, renameat2 276
-    process_vm_readv 270, process_vm_writev 271, accept4 242, userfaultfd 282
-    perf_event_open 241, io_uring_setup 425, io_uring_enter 426, io_uring_register 427
-    pidfd_open 434, pidfd_getfd 438, pidfd_send_signal 424, add_key 217, request_key 218
-    keyctl 219, open_by_handle_at 265, sendmmsg 269, prlimit64 261, personality 92, shmget 194
-    msgget 186, semget 190, mq_open 180
+    io_setup 0, setxattr 5, lsetxattr 6, fsetxattr 7, removexattr 14, lremovexattr 15
+    fremovexattr 16, inotify_init1 26, mknodat 33, mkdirat 34, unlinkat 35, symlinkat 36
+    linkat 37, renameat 38, umount2 39, mount 40, pivot_root 41, truncate 45, ftruncate 46
+    chdir 49, fchdir 50, chroot 51, fchmod 52, fchmodat 53, fchownat 54, fchown 55
+    utimensat 88, acct 89, capset 91, personality 92, unshare 97, kexec_load 104
+    init_module 105, delete_module 106, ptrace 117, kill 129, tkill 130, tgkill 131
+    rt_sigqueueinfo 138, reboot 142, setregid 143, setgid 144, setreuid 145, setuid 146
+    setresuid 147, setresgid 149, setfsuid 151, setfsgid 152, setpgid 154, setsid 157
+    setgroups 159, sethostname 161, setdomainname 162, setrlimit 164, prctl 167, mq_open 180
+    msgget 186, msgctl 187, msgrcv 188, msgsnd 189, semget 190, semctl 191, semtimedop 192
+    semop 193, shmget 194, shmctl 195, shmat 196, socket 198, socketpair 199, bind 200
+    listen 201, accept 202, connect 203, shutdown 210, sendmsg 211, recvmsg 212, add_key 217
+    request_key 218, keyctl 219, execve 221, swapon 224, swapoff 225, rt_tgsigqueueinfo 240
+    perf_event_open 241, accept4 242, recvmmsg 243, prlimit64 261, fanotify_init 262
+    open_by_handle_at 265, setns 268, sendmmsg 269, process_vm_readv 270
+    process_vm_writev 271, kcmp 272, finit_module 273, renameat2 276, memfd_create 279
+    bpf 280, execveat 281, userfaultfd 282, kexec_file_load 294, pidfd_send_signal 424
+    io_uring_setup 425, io_uring_enter 426, io_uring_register 427, open_tree 428
+    move_mount 429, fsopen 430, fsconfig 431, fsmount 432, fspick 433, pidfd_open 434
+    pidfd_getfd 438, process_madvise 440, mount_setattr 442, fchmodat2 452
 """
 _UNSEEN = (435, 437)
 """`clone3` and `openat2`, whose flags a filter cannot see: glibc goes on with the older ones."""

@@ -10,12 +10,15 @@ from typing import Any
 from nnsight.capture import traceback
 from nnsight.interleave import errors
 from nnsight.interleave.batching import Batch
+from nnsight.interleave.due import Due
 from nnsight.interleave.location import RESULT, Location
 from nnsight.interleave.request import WAIT, Request
 from nnsight.interleave.worker import Worker
 from nnsight.remote.values import Writer
 from nnsight.server.sandbox.errors import no_function_there, only_data
+from nnsight.server.sandbox.reported import Told
 from nnsight.traces.cache import Opening
+from nnsight.traces.journal import users_line
 from nnsight.traces.trace import Trace
 
 
@@ -32,8 +35,7 @@ class _Begun:
 class GuestRun:
     """A run in the model's process, as the blocks here see it (`Run` of `interleave/worker.py`)."""
 
-    told = True  # every request is said at once
-    passage = journal = None
+    passage = None
 
     def __init__(self, guest: Any, trace: Trace, workers: list[Worker], batch: Batch) -> None:
         self.guest, self.workers, self.batch = guest, workers, batch
@@ -47,10 +49,21 @@ class GuestRun:
         self.asked: dict[Worker, tuple[dict[str, Any], Writer]] = {}
         self.failures: dict[int, tuple[BaseException, Any]] = {}
         self._caches: list[Opening] = []
+        self.journal: Told | None = None  # for a run whose report is asked for
+        self.dues: dict[int, Due] = {}  # what blocks have gone on without
+        self._count = 0
 
     @property
     def lone(self) -> bool:
         return len(self.workers) == 1
+
+    @property
+    def told(self) -> bool:
+        return self.journal is not None
+
+    def report(self) -> Any:
+        """What was taken down of the run until now."""
+        return self.guest.ask("report", lambda writer: {})
 
     def note(self, answer: dict[str, Any]) -> None:
         """Take note of where the run is."""
@@ -71,7 +84,16 @@ class GuestRun:
         return self._visits if location == self.at else 0
 
     def missed(self, worker: Worker, request: Request) -> BaseException:
-        return errors.ended(request.location)
+        location = request.location
+        if location is None or worker.run is not self:
+            return errors.ended(location)
+        about = {"at": self.place(location), "visit": request.visit, "pinned": request.pinned}
+        return error_of(self.guest.ask("missed", lambda writer: about))
+
+    def ready(self) -> list[int]:
+        """Blocks that wait no more for other blocks, or for what they have gone on without."""
+        requests = [worker.request for worker in self.workers]
+        return [n for n, r in enumerate(requests) if r is not None and r.ready and r.ready()]
 
     # Before a block parks: what it asks for is written down here, so that an error is raised there.
 
@@ -92,6 +114,7 @@ class GuestRun:
             "step": None,
             "waited": worker.waited,
             "line": traceback.users_line(),
+            "spot": "" if self.journal is None else users_line(),
         }
         if request.action == WAIT and isinstance(request.ready, _Begun):
             begun = request.ready
@@ -99,8 +122,24 @@ class GuestRun:
         self.asked[worker] = root, writer
         return False, None
 
-    def expect_ahead(self, due: Any) -> tuple[bool, Any]:
-        raise errors.InternalError("a block in a sandbox asked ahead")
+    def expect_ahead(self, due: Due) -> tuple[bool, Any]:
+        request, worker = due.request, due.worker
+        location = request.location
+        assert location is not None
+        if location.owner.tree is not self.tree:
+            raise errors.other_tree(location, self.tree)
+        self._count += 1
+        about = {
+            "at": self.place(location),
+            "visit": request.visit,
+            "pinned": request.pinned,
+            "number": self._count,
+            "line": worker.line,
+        }
+        answered, answer = self.guest.ask("ahead", lambda writer: about)
+        if not answered:
+            self.dues[self._count] = due
+        return answered, answer
 
     def place(self, location: Location) -> list[Any]:
         """A location as data."""
@@ -169,7 +208,10 @@ class GuestRun:
         for worker in self.workers:
             while worker.alive:
                 worker.refuse(errors.Cancelled())
-        self.workers, self._caches = [], []
+        for due in self.dues.values():
+            due.drop()
+        self.dues.clear()
+        self.workers, self._caches, self.journal = [], [], None
         self.tree = self.result = self.at = None
 
 
