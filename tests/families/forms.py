@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -53,7 +54,23 @@ def _batch_equals_solo(subject: Subject) -> str | None:
     edits_and_gradients(subject)
     if subject.has_text and subject.module.can_generate():
         generations(subject)
-    return f"of no row: {', '.join(unlike)}" if unlike else None
+    told = [f"of no row: {', '.join(unlike)}"] if unlike else []
+    return "; ".join([*told, *beside_embeddings(subject)]) or None
+
+
+def beside_embeddings(subject: Subject) -> list[str]:
+    """Scores and gradients where one prompt is embeddings; what to say of a model that cannot."""
+    takes = "inputs_embeds" in inspect.signature(subject.module.forward).parameters
+    if not takes or not subject.has_text or "pixel_values" in subject.prompts[1].beside:
+        return []
+    mixed = subject.with_embeddings(1)
+    try:
+        edits_and_gradients(mixed)
+    except ValueError as refused:
+        if "some go in as embeddings and others as ids" not in str(refused):
+            raise
+        return ["no embeddings beside ids"]
+    return []
 
 
 def hold(found: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
@@ -84,7 +101,7 @@ def forms_of(subject: Subject) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
 
 
 def together(name: str, prompts: list[Prompt]) -> Any:
-    if name == "decoder_input_ids":  # of unequal lengths
+    if name in ("decoder_input_ids", "mm_token_type_ids"):  # of unequal lengths
         return [prompt.beside[name][0].tolist() for prompt in prompts]
     return torch.cat([prompt.beside[name] for prompt in prompts])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +44,24 @@ class Subject:
 
     def bare(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         """The keywords with which the bare model runs one prompt."""
+        if prompt.embeds is not None:
+            return {"inputs_embeds": prompt.embeds.clone(), **prompt.beside}
         ids = {"input_ids": torch.tensor([prompt.ids])} if self.has_text else {}
         return {**ids, **prompt.beside}
 
     def given(self, prompt: Prompt) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a trace of one prompt is opened with."""
+        if prompt.embeds is not None:
+            return (), self.bare(prompt)
         return ((prompt.text,) if self.has_text else ()), dict(prompt.beside)
+
+    def with_embeddings(self, row: int) -> Subject:
+        """The same, with one of the prompts as embeddings."""
+        twin, prompt = copy.copy(self), self.prompts[row]
+        embeds = self.module.get_input_embeddings()(torch.tensor([prompt.ids])).detach()
+        twin.prompts = [*self.prompts]
+        twin.prompts[row] = dataclasses.replace(prompt, embeds=embeds)
+        return twin
 
     @property
     def side(self) -> str:

@@ -42,8 +42,24 @@ _PATCHES = {
     "patch_size": 4,
 }
 IMAGE = 94  # the id of the last word: in a prompt it is where an image goes
+IMAGE_STARTS, FILM = 93, 92  # those before it, which Qwen-VL has in front of images, and for films
 _TEXT = {"model_type": "llama", **_SHARED}
 _SEEING = {"image_token_id": IMAGE, "image_token_index": IMAGE}
+_ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+_QWEN = {
+    "image_token_id": IMAGE,
+    "video_token_id": FILM,
+    "vision_start_token_id": IMAGE_STARTS,
+    "vision_end_token_id": 3,
+    "text_config": {
+        **_SHARED,
+        "head_dim": 8,
+        "rope_parameters": _ROPE,
+        "rope_scaling": {**_ROPE, "type": "mrope"},
+    },
+}
+_EYES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+_NEWER = {**_EYES, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
 _LATENT = {
     **_SHARED,
     "num_key_value_heads": 4,
@@ -304,6 +320,28 @@ MORE: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         SIGHTS,
     ),
+    "qwen2_vl": (
+        "Qwen2VLConfig",
+        {**_QWEN, "vision_config": {**_EYES, "embed_dim": 16, "hidden_size": 32}},
+        SIGHTS,
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLConfig",
+        {**_QWEN, "vision_config": {**_NEWER, "window_size": 16, "fullatt_block_indexes": [1]}},
+        SIGHTS,
+    ),
+    "qwen3_vl": (
+        "Qwen3VLConfig",
+        {
+            **_QWEN,
+            "vision_config": {
+                **_NEWER,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+        SIGHTS,
+    ),
     "paligemma": (
         "PaliGemmaConfig",
         {
@@ -409,16 +447,19 @@ class Prompt:
 
     text: str | None
     beside: dict[str, torch.Tensor]
+    embeds: torch.Tensor | None = None  # what goes in for the words
 
     @property
     def ids(self) -> list[int]:
         return tokenizer()(self.text)["input_ids"]
 
 
+_QWEN_VL = ("Qwen2VLConfig", "Qwen2_5_VLConfig", "Qwen3VLConfig")
 _PIXELS = {
     "Idefics3Config": (1, 1, 3, 8, 8),
     "SmolVLMConfig": (1, 1, 3, 8, 8),
     "LlavaNextConfig": (1, 2, 3, 8, 8),
+    **dict.fromkeys(_QWEN_VL, (16, 96)),
 }
 """What one image becomes where that is not three colours of 8 by 8 pixels."""
 
@@ -435,6 +476,9 @@ def prompts(module: torch.nn.Module) -> list[Prompt]:
             seen = 3 if kind == "LlavaNextConfig" else 4
             last = len(WORDS) - 1
             numbers = [last] * seen + [number % last for number in numbers[seen:]]
+        if kind in _QWEN_VL:
+            words = [number % (last - 2) for number in numbers[seen + 1 :]]
+            numbers = [last - 1, *numbers[:seen], *words]
         text = " ".join(WORDS[number] for number in numbers)
         beside: dict[str, torch.Tensor] = {}
         if "pixel_values" in inspect.signature(module.forward).parameters:
@@ -448,6 +492,11 @@ def prompts(module: torch.nn.Module) -> list[Prompt]:
             beside["decoder_input_ids"] = ids
         if kind == "LlavaNextConfig":
             beside["image_sizes"] = torch.tensor([[8, 8]])
+        if kind in _QWEN_VL:
+            beside["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+            if "mm_token_type_ids" in inspect.signature(module.forward).parameters:
+                images = [int(number == last) for number in numbers]
+                beside["mm_token_type_ids"] = torch.tensor([images])
         if kind == "CLIPConfig":
             text += " </s>"  # what it reads a text at
         found.append(Prompt(text if "input_ids" in main else None, beside))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hypothesis import given as given_by
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import nnsight
 from nnsight import LanguageModel, VisionLanguageModel
@@ -255,9 +260,12 @@ def test_labels_beside_both(gpt2, embeds):
     torch.testing.assert_close(loss, (one * 3 + two * 2) / 5)  # so many tokens are scored of each
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"return_dict_in_generate": True}])
-def test_each_generation_is_as_alone(gpt2, embeds, settings):
-    settings = {**settings, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"repetition_penalty": 1.0}, {"num_beams": 2}, {"return_dict_in_generate": True}],
+)
+def test_each_generation_is_as_alone(gpt2, embeds, options):
+    settings = {**options, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     steps, found = [], []
     with gpt2.generate(**settings) as tracer:
         with tracer.invoke(IDS):
@@ -320,9 +328,10 @@ def test_a_scan_finds_the_shapes(gpt2, embeds):
     assert one == (1, 4, 32) and two == (1, 4, VOCABULARY)
 
 
-def test_images_in_another_invoke():
+@pytest.mark.parametrize("kind", [LanguageModel, VisionLanguageModel])
+def test_images_in_another_invoke(kind):
     module = qwen("Qwen2VL")
-    model = VisionLanguageModel(module)
+    model = kind(module)
     seeing = of_qwen([(4, 4)], 3, 1)
     embeds = embedding_of(module, [20, 21, 22])
     with torch.no_grad(), model.trace() as tracer:
@@ -334,6 +343,7 @@ def test_images_in_another_invoke():
     with torch.no_grad():
         wanted = module(**seeing).logits
         torch.testing.assert_close(one[:, -wanted.shape[1] :], wanted, atol=1e-4, rtol=1e-4)
+        module.model.rope_deltas = None  # of that image: alone, after it, the model would use them
         wanted = module(inputs_embeds=embeds, attention_mask=torch.ones(1, 3).long()).logits
         torch.testing.assert_close(two[:, -3:], wanted, atol=1e-4, rtol=1e-4)
     assert eyes.shape == (4, 32)
@@ -378,7 +388,7 @@ def test_another_width_is_refused(gpt2):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"stop_strings": ["a"]}]
+    "setting", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}, {"stop_strings": ["a"]}]
 )
 def test_what_looks_at_the_ids_of_a_prompt_is_refused(gpt2, embeds, setting):
     (name,) = setting
@@ -418,3 +428,55 @@ def test_a_model_that_reads_more_from_ids_is_refused():
                 pass
             with tracer.invoke(inputs_embeds=embedding_of(module, [20, 21])):
                 pass
+
+
+# --- laws ----------------------------------------------------------------------------------------
+
+INVOKES = st.lists(
+    st.tuples(st.booleans(), st.lists(st.integers(1, 6), min_size=1, max_size=2)),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given_by(INVOKES, st.sampled_from(["gpt2", "bert"]))
+def test_any_invokes_in_any_order(invokes, family):
+    """Each invoke is embeddings or not, of one or two rows of some lengths."""
+    module = model_of(family)
+    model, found = LanguageModel(module), []
+    left = model._format.side == "left"
+    rows = [[list(range(5, 5 + length)) for length in lengths] for _, lengths in invokes]
+    with torch.no_grad(), model.trace() as tracer:
+        for (embedded, _), own_rows in zip(invokes, rows, strict=True):
+            one = [embedding_of(module, ids)[0] for ids in own_rows] if embedded else own_rows
+            with tracer.invoke(**{"inputs_embeds" if embedded else "input_ids": one}):
+                found.append(model.output.logits)
+    for (embedded, _), own_rows, logits in zip(invokes, rows, found, strict=True):
+        for ids, row in zip(own_rows, logits, strict=True):
+            one = {"input_ids": torch.tensor([ids])}
+            if embedded:
+                one = {"inputs_embeds": embedding_of(module, ids)}
+            with torch.no_grad():
+                wanted = module(**one).logits
+            assert torch.allclose(own(row[None], wanted, left), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_is_kept_after_a_run(gpt2):
+    embeds = embedding_of(gpt2._module, [20, 21, 22])
+    given_up = weakref.ref(embeds)
+    seen: list[Any] = []
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad(), gpt2.trace() as tracer:
+            with tracer.invoke(IDS):
+                seen.append(weakref.ref(gpt2.output.logits))
+            with tracer.invoke(inputs_embeds=embeds):
+                pass
+        del embeds, tracer
+        assert given_up() is None and seen[0]() is None
+    finally:
+        gc.enable()
+    words = gpt2._module.transformer.wte
+    assert not words._forward_hooks and not words._forward_pre_hooks

@@ -67,11 +67,12 @@ def prompt(sizes: list[tuple[int, int]], words: int, seed: int) -> dict[str, tor
 PROMPTS = [prompt([(4, 4)], 3, 1), prompt([(4, 8), (8, 4)], 5, 2), prompt([], 4, 3)]
 
 
+@pytest.mark.parametrize("kind", [LanguageModel, VisionLanguageModel])
 @pytest.mark.parametrize("family", VISION)
 @torch.no_grad()
-def test_each_prompt_of_a_batch_is_as_alone(family):
+def test_each_prompt_of_a_batch_is_as_alone(family, kind):
     module, found = module_of(family), []
-    model = VisionLanguageModel(module)
+    model = kind(module)
     with model.trace() as tracer:
         for given in PROMPTS:
             with tracer.invoke(**given):
@@ -94,6 +95,43 @@ def test_each_prompt_of_a_batch_is_as_alone(family):
         layer = kept["layer"][0] if isinstance(kept["layer"], tuple) else kept["layer"]
         assert torch.allclose(stream[:, -length:], layer, atol=1e-4)
         assert seen is None or torch.allclose(seen, kept["eyes"], atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_looks_at_images_is_changed_for_one_invoke():
+    module = module_of("Qwen2VL")
+    model, found = LanguageModel(module), []
+    with model.trace() as tracer:
+        for number, given in enumerate(PROMPTS):
+            with tracer.invoke(**given):
+                if number == 1:
+                    model.model.visual.merger.output = model.model.visual.merger.output * 2
+                found.append(model.output.logits)
+
+    def double(merger: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out * 2
+
+    for number, (given, logits) in enumerate(zip(PROMPTS, found, strict=True)):
+        handle = module.model.visual.merger.register_forward_hook(double) if number == 1 else None
+        expected = module(**given).logits
+        if handle is not None:
+            handle.remove()
+        torch.testing.assert_close(logits[:, -expected.shape[1] :], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_prompts_with_images_are_generated_from_beside_one_without():
+    module = module_of("Qwen2VL")
+    model, found = LanguageModel(module), []
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with model.generate(**settings) as tracer:
+        for given in PROMPTS:
+            with tracer.invoke(**given):
+                found.append(tracer.result[:, -3:])
+    for given, tokens in zip(PROMPTS, found, strict=True):
+        mask = torch.ones_like(given["input_ids"])
+        alone = module.generate(**given, attention_mask=mask, **settings)
+        assert torch.equal(tokens, alone[:, -3:])
 
 
 @pytest.mark.parametrize("known", [True, False])

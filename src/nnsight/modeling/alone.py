@@ -101,3 +101,36 @@ class Seeing(Batch):
                 "whole; use a trace for each prompt if that is wrong."
             )
             return [{} for _ in self.invokes]
+
+
+def seeing(module: Any, path: str, batch: Batch, invokes: Sequence[tuple[Rows, Call]]) -> Batch:
+    """The batch of invokes that have images, where `batch` is that of their prompts.
+
+    Args:
+        module: that is traced.
+        path: where it is in its tree.
+        invokes: the rows of each, and the call that it would be alone.
+    """
+    if not isinstance(batch.varies, BatchAxis):
+        return batch
+    return Seeing(
+        batch.total,
+        batch.split,
+        batch.varies,
+        batch.lies,
+        module=module,
+        path=path,
+        texts=_text_parts(module),
+        invokes=invokes,
+    )
+
+
+def _text_parts(module: Any) -> tuple[str, ...]:
+    """The paths of the modules that read text only: those around the words, and the head."""
+    paths = {id(inner): path for path, inner in module.named_modules()}
+    try:
+        words, head = module.get_input_embeddings(), module.get_output_embeddings()
+    except (AttributeError, NotImplementedError):  # of two towers, such as CLIP
+        return ()
+    found = [paths.get(id(words), "").rpartition(".")[0], paths.get(id(head), "")]
+    return tuple(path for path in found if path)

@@ -25,7 +25,14 @@ _SHOWN_IDS = (
     "repetition_penalty", "sequence_bias", "stop_strings", "stopping_criteria",
     "token_healing", "watermarking_config",
 )  # fmt: skip
-"""Settings of `generate` whose work depends on the ids of the prompt; 1 and 0 are none at all."""
+"""Settings of `generate` whose work depends on the ids of the prompt."""
+
+_NEUTRAL: dict[str, int] = {
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+    "repetition_penalty": 1,
+}
+"""The value with which a setting does nothing, where that is not 0 or nothing at all."""
 
 
 class Embedded(NamedTuple):
@@ -133,7 +140,7 @@ def _refuse_settings(params: Mapping[str, Any], format: Format) -> None:
         raise embeds_errors.beside_setting("past_key_values")
     for name in _SHOWN_IDS if format.generates else ():
         value = format.generation_setting(name, [params])
-        if value is not None and not (isinstance(value, (int, float)) and value in (0, 1)):
+        if value and value != _NEUTRAL.get(name):
             raise embeds_errors.beside_setting(name)
 
 

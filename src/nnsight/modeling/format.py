@@ -79,6 +79,11 @@ class Format:
         return not self.places_itself and "position_ids" in self.taken.names
 
     @property
+    def images_in_text(self) -> bool:
+        """Whether images stand in the text, so that each prompt says how many it has."""
+        return any(_setting(self.module, name) is not None for name in _TOKENS_OF_IMAGES)
+
+    @property
     def predicts_next(self) -> bool:
         """Whether the loss shifts the labels: each position is scored on the token after it."""
         name = type(self.module).__name__
@@ -137,7 +142,8 @@ def format_of(module: torch.nn.Module, tokenizer: LazyTokenizer) -> Format:
 
 
 _FROM_ONE = ("paligemma",)  # families that have no table, and count from 1
-_TOKENS_OF_OTHERS = "image_token_id image_token_index audio_token_id audio_token_index".split()
+_TOKENS_OF_IMAGES = ("image_token_id", "image_token_index")
+_TOKENS_OF_OTHERS = (*_TOKENS_OF_IMAGES, "audio_token_id", "audio_token_index")
 
 
 def is_causal(module: torch.nn.Module) -> bool:

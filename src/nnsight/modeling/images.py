@@ -18,6 +18,7 @@ from nnsight.modeling import inputs as reading
 from nnsight.modeling.format import Format
 from nnsight.modeling.keywords import merged
 from nnsight.modeling.padding import Fields, join
+from nnsight.modeling.sights import end_to_end
 from nnsight.traces.model import Inputs
 
 _OPTIONS = ("add_special_tokens", "truncation", "max_length")
@@ -85,7 +86,7 @@ def batch(
     made = [_processed(one, format, processor) if isinstance(one, Seen) else one for one in seen]
     words, sights = zip(*(_apart(fields, names) for fields, _ in made), strict=True)
     params = merged([params for _, params in made])
-    shown: dict[str, Any] = {**_end_to_end(sights)}
+    shown: dict[str, Any] = {**end_to_end(sights)}
     rows, replaced = embeds.with_placeholders(words, [bool(own) for own in sights], format)
     tokens = join(rows, format)
     if replaced:
@@ -157,21 +158,6 @@ def _apart(fields: Fields, names: frozenset[str]) -> tuple[Fields, Fields]:
     """The fields that run along the tokens, and those made of images."""
     sights = {name: fields[name] for name in fields if name in names}
     return {name: fields[name] for name in fields if name not in names}, sights
-
-
-def _end_to_end(sights: Sequence[Fields]) -> Fields:
-    """What is made of images, one invoke's after the other's; an invoke may have none.
-
-    Raises:
-        ValueError: the images have unlike sizes, and the model wants one size.
-    """
-    together: Fields = {}
-    for name in dict.fromkeys(name for fields in sights for name in fields):
-        blocks = [fields[name] for fields in sights if name in fields]
-        if len({block.shape[1:] for block in blocks}) > 1:
-            raise errors.unequal_images(name, [block.shape for block in blocks])
-        together[name] = torch.cat(blocks)
-    return together
 
 
 # --- images ----------------------------------------------------------------------------------

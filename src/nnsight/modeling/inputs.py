@@ -15,7 +15,7 @@ import torch
 
 from nnsight import nested
 from nnsight.envoy.keywords import without_retired
-from nnsight.modeling import embeds, errors, limits, prompts
+from nnsight.modeling import embeds, errors, limits, prompts, sights
 from nnsight.modeling.fitting import (
     check_ids,
     check_length,
@@ -116,12 +116,14 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     """
     read = [_read(given.args, given.kwargs, format) for given in inputs]
     seeing = [any(map(is_sight, (*fields, *own))) for fields, own in read]
+    shown = [sights.take(*one) for one in read] if any(seeing) and sees(inputs, format) else []
     rows, replaced = embeds.with_placeholders([fields for fields, _ in read], seeing, format)
     fields = join(rows, format)
     if format.generates:
         beams = int(format.generation_setting("num_beams", [own for _, own in read]) or 1)
         limits.settle([own for _, own in read], [_rows(own) or 1 for own, _ in read], beams)
     params = merged([params for _, params in read])
+    params |= sights.end_to_end(shown)
     if replaced:
         params |= embeds.beside(replaced, rows, fields, params, format)
     check_ids(fields, format)
@@ -134,6 +136,15 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     drop_needless_mask(fields, format)
     drop_needless_types(fields, format)
     return _call({**fields, **params}, format)
+
+
+def sees(inputs: Sequence[Given], format: Format) -> bool:
+    """Whether invokes are shown images that are no rows: of some more than of others."""
+    named = [_split(given.args, given.kwargs)[1] for given in inputs]
+    if not any(is_sight(name) for own in named for name in own):
+        return False
+    rows = [count_rows(given.args, given.kwargs) for given in inputs]
+    return sights.apart(named, rows, format)
 
 
 def _call(kwargs: dict[str, Any], format: Format) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from nnsight import nested
 from nnsight.capture.callsite import is_entered
 from nnsight.config import CONFIG
 from nnsight.envoy.envoy import Envoy
 from nnsight.envoy.keywords import without_retired
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
+from nnsight.interleave.rows import Rows
 from nnsight.modeling import (
+    alone,
     embeds,
     errors,
     generation,
@@ -215,10 +218,33 @@ class LanguageModel(HuggingFaceModel):
     def _rows_of(
         self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
     ) -> Batch:
+        """How rows belong to the invokes, whatever form these have."""
         if not split or call.func != getattr(self._module, generation.METHOD, None):
-            return super()._batch_of(total, split, call, given)
-        lengths = generation.lengths(self, call.keywords)
-        return self._split_over(total, generation.two_steps(call), lengths)
+            batch = super()._batch_of(total, split, call, given)
+        else:
+            lengths = generation.lengths(self, call.keywords)
+            batch = self._split_over(total, generation.two_steps(call), lengths)
+        if not split or not self._sees(given):
+            return batch
+        invokes, start = [], 0
+        for one in given:
+            if size := self._batch_size(*one.args, **one.kwargs):
+                invokes.append((Rows(start, size), functools.partial(self._alone, one, call)))
+                start += size
+        return alone.seeing(self._module, self._path, batch, invokes)
+
+    def _sees(self, inputs: list[Inputs]) -> bool:
+        """Whether invokes have images that are no rows."""
+        return reading.sees(inputs, self._format.of("__call__"))
+
+    def _alone(self, given: Inputs, call: functools.partial[Any]) -> functools.partial[Any]:
+        """The call that `call` would be, were there no other invoke than this one."""
+        generates = call.func == getattr(self._module, generation.METHOD, None)
+        args, own = self._batch([given], generation.METHOD if generates else "__call__")
+        shared = {n: v for n, v in call.keywords.items() if nested.first_tensor(v) is None}
+        args, own = self._place((args, own))
+        found = functools.partial(call.func, *args, **{**shared, **own})
+        return generation.two_steps(found) if generates else found
 
     def _batch_size(self, *args: Any, **kwargs: Any) -> int:
         return reading.count_rows(args, kwargs)

@@ -292,11 +292,11 @@ def _why_not(module: Any, lookup: Lookup, kwargs: dict[str, Any]) -> str:
     def look(twin: Any, keep: Any) -> Callable[[], None]:
         for table in _tables(twin):
             _look_in(table, new_key(), own, lambda: True, [])
-        return _nothing
+        return _forget(twin, keep)
 
     form = "embeddings"
     try:  # CTRL scales in place what it is given
-        alone = _scores(module, {EMBEDS: embeds.clone(), **fields}, lambda twin, keep: _nothing)
+        alone = _scores(module, {EMBEDS: embeds.clone(), **fields}, _forget)
         form = "ids"
         put = _scores(module, {IDS: ids, **fields}, look)
     except Exception as error:
@@ -306,7 +306,12 @@ def _why_not(module: Any, lookup: Lookup, kwargs: dict[str, Any]) -> str:
     return _unlike(alone, put)
 
 
-def _nothing() -> None: ...
+def _forget(twin: Any, keep: Any) -> Callable[[], None]:
+    """Have a twin forget the images of an earlier prompt, by which Qwen-VL would place this one."""
+    for inner in twin.modules():
+        if hasattr(inner, "rope_deltas"):
+            inner.rope_deltas = None
+    return lambda: None
 
 
 def _unpadded(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,13 +9,8 @@ from typing import Any
 
 import torch
 
-from nnsight import nested
-from nnsight.envoy.batch_axis import BatchAxis
-from nnsight.interleave.batching import Batch
-from nnsight.interleave.rows import Rows
-from nnsight.modeling import errors, generation, images
+from nnsight.modeling import errors, images
 from nnsight.modeling import inputs as reading
-from nnsight.modeling.alone import Seeing
 from nnsight.modeling.format import Format, format_of
 from nnsight.modeling.language import LanguageModel
 from nnsight.modeling.sights import is_sight
@@ -106,45 +101,3 @@ class VisionLanguageModel(LanguageModel):
         """The processor; an input that is tensors already needs none."""
         ready = all(not i.args and "text" not in i.kwargs for i in inputs)
         return None if ready else self.processor
-
-    def _rows_of(
-        self, total: int, split: bool, call: functools.partial[Any], given: list[Inputs]
-    ) -> Batch:
-        batch = super()._rows_of(total, split, call, given)
-        if not split or not self._sees(given) or not isinstance(batch.varies, BatchAxis):
-            return batch
-        invokes, start = [], 0
-        for one in given:
-            if size := self._batch_size(*one.args, **one.kwargs):
-                invokes.append((Rows(start, size), functools.partial(self._alone, one, call)))
-                start += size
-        return Seeing(
-            total,
-            split,
-            batch.varies,
-            batch.lies,
-            module=self._module,
-            path=self._path,
-            texts=_text_parts(self._module),
-            invokes=invokes,
-        )
-
-    def _alone(self, given: Inputs, call: functools.partial[Any]) -> functools.partial[Any]:
-        """The call that `call` would be, were there no other invoke than this one."""
-        generates = call.func == getattr(self._module, generation.METHOD, None)
-        args, own = self._batch([given], generation.METHOD if generates else "__call__")
-        shared = {n: v for n, v in call.keywords.items() if nested.first_tensor(v) is None}
-        args, own = self._place((args, own))
-        alone = functools.partial(call.func, *args, **{**shared, **own})
-        return generation.two_steps(alone) if generates else alone
-
-
-def _text_parts(module: Any) -> tuple[str, ...]:
-    """The paths of the modules that read text only: those around the words, and the head."""
-    paths = {id(inner): path for path, inner in module.named_modules()}
-    try:
-        words, head = module.get_input_embeddings(), module.get_output_embeddings()
-    except (AttributeError, NotImplementedError):  # of two towers, such as CLIP
-        return ()
-    found = [paths.get(id(words), "").rpartition(".")[0], paths.get(id(head), "")]
-    return tuple(path for path in found if path)
