@@ -97,14 +97,17 @@ def differs(one: Any, other: Any) -> str:
 
     Classes are the same that have the same name: those that came over the wire were made anew.
     """
-    unlike = f": {one!r}\n    and {other!r}"
+
+    def unlike() -> str:
+        return f": {one!r}\n    and {other!r}"
+
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):  # fake ones come as meta
         near = one.device == other.device or FakeTensor in (type(one), type(other))
         alike = near and one.dtype == other.dtype and one.shape == other.shape
         empty = one.is_meta or other.is_meta
-        return "" if alike and (empty or torch.equal(_bits(one), _bits(other))) else unlike
+        return "" if alike and (empty or torch.equal(_bits(one), _bits(other))) else unlike()
     if type(one).__name__ != type(other).__name__:
-        return unlike
+        return unlike()
     if is_dataclass(one) and not isinstance(one, type):
         one, other = vars(one), vars(other)
     if isinstance(one, dict):
@@ -112,9 +115,9 @@ def differs(one: Any, other: Any) -> str:
             return f": {list(one)}\n    and {list(other)}"
         one, other = one.items(), other.items()
     elif not isinstance(one, (list, tuple, deque)):
-        return "" if one == other else unlike
+        return "" if one == other else unlike()
     if len(one) != len(other):
-        return f": {len(one)} values and {len(other)}" + unlike
+        return f": {len(one)} values and {len(other)}" + unlike()
     pairs = enumerate(zip(one, other, strict=True))
     found = ((n, differs(a, b)) for n, (a, b) in pairs)
     return next((f"[{n}]{text}" for n, text in found if text), "")
