@@ -19,7 +19,7 @@ from nnsight import LanguageModel
 from nnsight.remote.errors import NotSendableError, RemoteError
 from tests.conftest import make_gpt2_folder
 from tests.remote import helpers_of_law as helpers
-from tests.remote.through import ThroughBytes
+from tests.remote.through import ELSEWHERE, ThroughBytes
 
 
 class Accumulator:
@@ -205,6 +205,14 @@ def skips_stops_and_operations(model: Any, at: dict[str, Any]) -> Any:
 
 
 @block
+def a_report(model: Any, at: dict[str, Any]) -> Any:
+    with model.trace("Hello", **at) as tracer:
+        model.transformer.h[0].mlp.output[:] = 0
+        inside = nnsight.save(len(tracer.report()))
+    return str(tracer), tracer.report().changes, tracer._repr_html_(), inside
+
+
+@block
 def a_scan(model: Any, at: dict[str, Any]) -> Any:
     with model.scan("Hello", **at):
         logits = model.lm_head.output.save()
@@ -288,6 +296,7 @@ def outcome(function: Any, model: Any, at: dict[str, Any], capsys: Any) -> Any:
             builtin = [c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins"]
             found = ["error", builtin, str(error), own]
     said = [(str(w.message), w.category, w.lineno) for w in warned]
+    said = [each for each in said if ELSEWHERE not in each[0]]  # it is only said where it is so
     return found, capsys.readouterr().out, said
 
 

@@ -20,6 +20,9 @@ from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.perform import perform
 from nnsight.remote.warned import give_again
 
+ELSEWHERE = "changed it in the process where it ran"
+"""In the warning of what a block changed and did not save."""
+
 
 @dataclass
 class ThroughBytes:
@@ -45,8 +48,8 @@ class ThroughBytes:
         self.trips += 1
         print("".join(said), end="")
         if outcome.result is not None:
-            result = results.read_result(outcome.result, request.sent, self.model)
-            tracer.received = result.names
+            result = results.read_result(outcome.result, request.sent, self.model, request.origin)
+            result.give(tracer)
             give_again(result.warned)
         if outcome.failure is not None:
             raise_through(error_of(outcome.failure), outcome.failure.frames)
@@ -89,6 +92,7 @@ def outcome(code: Callable[[], Any], filename: str, first: int = 1) -> Outcome:
             own = [(f.lineno, f.line) for f in lines if f.filename == filename]
             told = [kinds, str(raised), [line for line in own if (line[0] or 0) >= first]]
     said = [(str(w.message), w.category, w.lineno) for w in warned if w.filename == filename]
+    said = [each for each in said if ELSEWHERE not in each[0]]  # it is only said where it is so
     return Outcome(value, error, told, printed.getvalue(), said)
 
 

@@ -13,6 +13,7 @@ from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import (
     asynchronous,
+    changes,
     environment,
     errors,
     ndif08_failure,
@@ -88,6 +89,7 @@ class RemoteBackend:
         self.job_id = job_id
         self.status: str | None = None  # the state that was last heard of
         self._sent: Mapping[int, Any] = {}
+        self._origin: changes.Origin | None = None
         self._seen = 0
         self._abandoned = False
         self._ended: tuple[Event, results.Result] | None = None  # how the job did
@@ -115,8 +117,8 @@ class RemoteBackend:
             return self.poll()
         tracer.received = {}
         if self.job_id is not None:
-            values = self.wait() if self.blocking else self.poll()
-            tracer.received = values or {}
+            _ = self.wait() if self.blocking else self.poll()
+            self._give(tracer)
         elif self.blocking and tracer.awaited:
             self._submit(tracer, function)
             return self._later(tracer)
@@ -140,7 +142,7 @@ class RemoteBackend:
             limit = (about.get("limits") or {}).get("body")
             if isinstance(limit, int) and request.size > limit:
                 raise errors.payload_too_large(request.size, limit)
-        self._sent, self.model_key = request.sent, request.key
+        self._sent, self._origin, self.model_key = request.sent, request.origin, request.key
         return request
 
     def _connection(self, deadline: Deadline, notice: Any = lambda text: None) -> AnyConnection:
@@ -169,7 +171,13 @@ class RemoteBackend:
 
     async def _later(self, tracer: Tracer) -> None:
         """Wait for a block of `async with`, while the loop goes on."""
-        tracer.received = await asynchronous.in_thread(self.wait, self._left_alone)
+        await asynchronous.in_thread(self.wait, self._left_alone)
+        self._give(tracer)
+
+    def _give(self, tracer: Tracer) -> None:
+        """Hand a tracer what came of the job, if it has ended."""
+        if self._ended is not None:
+            self._ended[1].give(tracer)
 
     def _left_alone(self) -> None:
         """Nobody waits any more: the next heartbeat ends the waiting."""
@@ -270,7 +278,7 @@ class RemoteBackend:
         if isinstance(connection, NdifConnection):
             names = ndif08_result.read(content, self.model, CONFIG.API.TRUST_SERVER)
             return results.Result(names, [])
-        return results.read_result(content, self._sent, self.model)
+        return results.read_result(content, self._sent, self.model, self._origin)
 
     def _finish(
         self, last: Event, result: results.Result, tracer: Tracer | None = None
@@ -278,9 +286,9 @@ class RemoteBackend:
         """Hand over what came back, and raise what the block raised."""
         if self._ended is None:
             give_again(result.warned)
-        self._ended, self._sent = (last, result), {}
+        self._ended, self._sent, self._origin = (last, result), {}, None
         if tracer is not None:
-            tracer.received = result.names
+            result.give(tracer)
         if last.status == ERROR:
             failure = failure_in(last)
             error = error_of(failure, last.id or self.job_id or "")

@@ -26,6 +26,7 @@ from nnsight.capture.scope import Scope
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG
 from nnsight.remote import wire
+from nnsight.remote.changes import Origin, Watch
 from nnsight.remote.code_reading import CodeReader, may_be_called, objects
 from nnsight.remote.code_values import CodeWriter
 from nnsight.remote.context import RETURNED
@@ -60,6 +61,7 @@ class Request:
     pieces: list[Any]  # of the message, to be written one after the other
     sent: Mapping[int, Any]  # what travelled, by the number of its node
     imported: Mapping[str, str]  # packages that it needs there, and what needs each
+    origin: Origin | None = None  # of its block
 
     @property
     def size(self) -> int:
@@ -98,7 +100,10 @@ def write(
         raise _with_line(error, tracer.scope) from None
     document = writer.finished()
     pieces = wire.pack([root, document.nodes], document.buffers, compress)
-    return Request(root["model"], pieces, writer.written, code.imported)
+    origin = None
+    if (scope := tracer.scope) is not None:
+        origin = Origin(scope.block.site.filename, scope.block.site.node.lineno, writer.place_of)
+    return Request(root["model"], pieces, writer.written, code.imported, origin)
 
 
 def _root_of(
@@ -126,6 +131,7 @@ def _root_of(
         root["args"] = writer.values(tracer.given.args)
         root["kwargs"] = writer.named(tracer.given.kwargs)
         root["fn"] = writer.value(tracer.fn, "fn")
+        root["report"] = tracer.wants_report()
     root["edits"] = parts.edits(writer)
     root["modules"] = code.modules
     writer.fill()
@@ -171,6 +177,8 @@ class Arrived:
     function: Callable[[Any, Any], Any] | None
     grad: bool
     sent: Mapping[int, Any]
+    reporting: bool = False  # whether the sender wants to know what happens
+    watch: Watch | None = None  # of what was sent
     saves: Saves = field(default_factory=Saves)
 
     def run(self) -> dict[str, Any]:
@@ -179,6 +187,8 @@ class Arrived:
         Raises:
             BaseException: what it raises, with `saved` on it.
         """
+        if isinstance(self.tracer, Trace):
+            self.tracer.reporting = self.reporting
         with torch.set_grad_enabled(self.grad):
             if (scope := self.scope) is None:
                 assert isinstance(self.tracer, Trace) and self.function is not None
@@ -255,7 +265,9 @@ def _read(
     scope = None if root["block"] is None else _scope(root["block"], reader, show)
     function = reader.read(root["function"])
     parts.put_edits(root["edits"], reader)
-    return Arrived(tracer, scope, function, root["grad"], reader.made)
+    wanted = root.get("report") is True
+    watch = Watch(nodes, reader.made)
+    return Arrived(tracer, scope, function, root["grad"], reader.made, wanted, watch)
 
 
 def _scope(node: dict[str, Any], reader: Reader, show: Show) -> Scope:

@@ -15,7 +15,9 @@ import numpy
 import torch
 from torch._subclasses import FakeTensor
 
+from nnsight.capture.tracer import Tracer
 from nnsight.remote import data_only, wire
+from nnsight.remote.changes import Left, Origin, warning
 from nnsight.remote.environment import is_local
 from nnsight.remote.errors import PayloadError, damaged
 from nnsight.remote.messages import Warned
@@ -25,6 +27,8 @@ from nnsight.remote.payload import VERSION, Arrived
 from nnsight.remote.reading import Reader
 from nnsight.remote.tensors import MemoryReader, put_beside, what_is_beside
 from nnsight.remote.values import Node, Writer
+from nnsight.traces.report import Report
+from nnsight.traces.trace import Trace
 
 
 @dataclass
@@ -111,8 +115,19 @@ def write_result(
     values = writer.named(names)
     changed = [writer.value(value) for value in _within(arrived.saves) if id(value) in sent]
     root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
+    if isinstance(arrived.tracer, Trace) and arrived.tracer.journal is not None:
+        root["report"] = writer.value(arrived.tracer.report())
     document = writer.finished()
+    root["left"] = _left(arrived, writer)
     return wire.pack([root, document.nodes], document.buffers, compress)
+
+
+def _left(arrived: Arrived, writer: Writer) -> list[Left]:
+    """What the block changed of what was sent, and what does not come back."""
+    if arrived.watch is None:
+        return []
+    back = {id(value) for value in writer.written.values()}
+    return [left for left, value in arrived.watch.changed() if id(value) not in back]
 
 
 def _within(values: Iterable[Any]) -> Iterator[Any]:
@@ -140,15 +155,25 @@ class Result:
 
     names: dict[str, Any]
     warned: list[Warned]
+    report: Report | None = None
+
+    def give(self, tracer: Tracer) -> None:
+        """Hand a tracer what its block did elsewhere."""
+        tracer.received = self.names
+        if isinstance(tracer, Trace):
+            tracer.reported = self.report
 
 
-def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Result:
+def read_result(
+    content: Any, sent: Mapping[int, Any], model: Any = None, origin: Origin | None = None
+) -> Result:
     """What a block saved.
 
     Args:
         content: the message.
         sent: what travelled with the block, by number; empty for another process than the sender.
         model: the model of this side.
+        origin: of the block, to warn of what changed there and not here.
 
     Raises:
         PayloadError: the message is damaged, or holds what is no data.
@@ -169,7 +194,13 @@ def read_result(content: Any, sent: Mapping[int, Any], model: Any = None) -> Res
         names = {name: reader.read(value) for name, value in root["names"].items()}
         for value in root["changed"]:  # what was sent, and saved there without a name of its own
             reader.read(value)
-        return Result(names, msgspec.convert(root["warned"], list[Warned]))
+        report = reader.read(root.get("report"))
+        report = report if isinstance(report, Report) else None
+        warned = msgspec.convert(root["warned"], list[Warned])
+        if origin is not None:
+            left = msgspec.convert(root.get("left", []), list[tuple[int, str]])
+            warned += warning([list(each) for each in left if each[0] in sent or each[1]], origin)
+        return Result(names, warned, report)
     except PayloadError:
         raise
     except Exception as error:  # of a class that was made from what it cannot be made from

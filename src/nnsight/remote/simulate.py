@@ -60,8 +60,8 @@ class LocalSimulationBackend:
         failure, content = self._ask(request)
         result = results.Result({}, [])
         if content:
-            result = results.read_result(content, request.sent, self.model)
-        tracer.received = result.names
+            result = results.read_result(content, request.sent, self.model, request.origin)
+        result.give(tracer)
         give_again(result.warned)
         if failure is not None:
             raise_through(error_of(failure), failure.frames)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copyreg
 import io
+import re
 import socket
 import sys
 import threading
@@ -258,13 +259,20 @@ class Writer:
 
     def place(self) -> str:
         """What leads to the value at hand: `config["sae"].weight`."""
+        return self.place_of(self._current)
+
+    def place_of(self, index: int) -> str:
+        """What leads to the value of a node."""
         steps: list[str] = []
-        index = self._current
         while index >= 0:
             index, step = self._at[index]
             steps.append(step)
-        path = "".join(reversed(steps)).removeprefix(": ")
+        path = _OF_A_MODULE.sub(r".\1", "".join(reversed(steps)).removeprefix(": "))
         return path if len(path) <= 80 else f"{path[:40]}...{path[-37:]}"
+
+
+_OF_A_MODULE = re.compile(r"\._(?:parameters|buffers|modules)\['(\w+)'\]")
+"""How an `nn.Module` holds what its user writes as `.weight`."""
 
 
 def _encodes(text: str) -> bool:

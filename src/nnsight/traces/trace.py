@@ -96,6 +96,7 @@ class Trace(Tracer):
         self.invokes: list[Invoke] = []
         self.openings: list[Opening] = []  # of caches in the body around the invokes
         self.reporting = False  # whether to take down what happens, whatever the code says
+        self.reported: Report | None = None  # of a run elsewhere
         self.journal: Journal | None = None
 
     # --- in the block -----------------------------------------------------------------------------
@@ -192,6 +193,8 @@ class Trace(Tracer):
         Raises:
             ValueError: this run was not taken down.
         """
+        if self.reported is not None:
+            return self.reported
         if self.journal is None:
             raise no_report()
         journal, over = self.journal, self._ended
@@ -326,7 +329,7 @@ class Trace(Tracer):
             return self.apart(workers, args, kwargs, total, split)
         model = self.model
         stored = edits.workers(self) if model._edits() else []
-        if self._wants_report():
+        if self.wants_report():
             self.journal = Journal(["edit"] * len(stored) + [str(n) for n in range(len(workers))])
         workers = [*stored, *workers]
         args, kwargs = self._prepare(args, kwargs)
@@ -366,7 +369,8 @@ class Trace(Tracer):
         self.invokes, self.openings = [], []
         self.given = Inputs()
 
-    def _wants_report(self) -> bool:
+    def wants_report(self) -> bool:
+        """Whether what happens in the run is to be taken down."""
         return self.reporting or (self.scope is not None and wants_report(self.scope.block))
 
     # --- as the model -----------------------------------------------------------------------------
@@ -383,12 +387,13 @@ class Trace(Tracer):
             raise
 
     def __repr__(self) -> str:
-        if self.journal is None:
+        if self.journal is None and self.reported is None:
             return f"<trace of `{self.model.path}`; {no_report()}>"
         return str(self.report())
 
     def _repr_html_(self) -> str | None:
-        return None if self.journal is None else self.report()._repr_html_()
+        kept = self.journal is not None or self.reported is not None
+        return self.report()._repr_html_() if kept else None
 
     output, input, inputs = map(_of_the_model, (OUTPUT, "input", "inputs"))
 

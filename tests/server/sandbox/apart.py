@@ -27,8 +27,8 @@ class Sandbox:
         body = wire.join(request.pieces)
         outcome = self.nursery.perform(body, self.model, self.said.append)
         if outcome.result is not None:
-            result = results.read_result(outcome.result, request.sent, self.model)
-            tracer.received = result.names
+            result = results.read_result(outcome.result, request.sent, self.model, request.origin)
+            result.give(tracer)
             give_again(result.warned)
         if outcome.failure is not None:
             raise_through(error_of(outcome.failure), outcome.failure.frames)
