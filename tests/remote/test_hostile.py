@@ -46,12 +46,12 @@ def message() -> list[Any]:
         "arrays": (np.arange(6).reshape(2, 3), np.float16(2.5), np.array(["a"], dtype=object)),
         "kinds": [collections.OrderedDict(a=1), collections.deque([1], 3), pathlib.Path("a")],
         "odd": {(1, "a"): {2.5, None}, 10**40: slice(1, None, 2), "b": b"xyz", "r": range(3)},
-        "sparse": torch.eye(3).to_sparse(),
+        "sparse": [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()],
         "ring": ring,
         "error": ValueError("x"),
         "types": [torch.float16, torch.device("cpu"), torch.Size([1]), torch.channels_last, ...],
     }
-    arrived: Any = types.SimpleNamespace(sent={}, saves=Saves())
+    arrived: Any = types.SimpleNamespace(sent={}, saves=Saves(), tracer=None, watch=None)
     pieces = write_result(names, arrived, types.SimpleNamespace(), compress=False)  # type: ignore[arg-type]
     whole = wire.unpack(wire.join(pieces))
     return [whole.document, [bytes(b) for b in whole.buffers]]
