@@ -161,10 +161,9 @@ def test_a_limit_of_time(model):
 
 
 CTRL_C = """
-import os, signal, threading, time, sys, torch
+import time, sys, torch
 from nnsight import LanguageModel
 model = LanguageModel(sys.argv[1])
-threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
     with model.trace(torch.arange(6)[None], remote=sys.argv[2]) as tracer:
         print("running", flush=True)
@@ -178,16 +177,23 @@ except KeyboardInterrupt as error:
 def test_ctrl_c_cancels_the_job(folder, host, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(CTRL_C)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, script, str(folder), host],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=50,
         env={**os.environ, "NNSIGHT_REMOTE_LOGGING": "0"},
     )
-    assert "running" in done.stdout, done.stderr
-    assert "was cancelled" in done.stdout
-    job = done.stdout.split()[-1]
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # the block runs there
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=50)
+    finally:
+        process.kill()
+    assert first == "running\n", errors
+    assert "was cancelled" in said, errors
+    job = said.split()[-1]
     with pytest.raises(RemoteError, match="cancel"):
         RemoteBackend(host=host, job_id=job).wait(10.0)
 

@@ -105,6 +105,24 @@ def test_a_line_that_is_dead_and_looks_alive(line: Line) -> None:
     whole([first, *rest])
 
 
+def test_a_large_block_tells_of_its_way_there(line: Line, server: Server) -> None:
+    sizes: list[int] = []
+    told: list[int] = []
+
+    def upload(size: int) -> Any:
+        sizes.append(size)
+        return told.append
+
+    there = connected(line.url, upload=upload)
+    code = b"result = b'values'\n# " + b"x" * 3_000_000
+    events = list(there.events(there.submit(MODEL, [code], stream=True)))
+    whole(events)
+    assert sizes == [len(code)]
+    assert sum(told) == len(code) and len(told) > 2
+    run(connected(line.url, upload=upload), "result = b''")
+    assert sizes == [len(code)]  # a small one is there before anybody could look
+
+
 def test_a_result_that_is_cut_off_is_fetched_on(line: Line) -> None:
     code = "result = bytes(range(256)) * 2000"
     there = connected(line.url)

@@ -46,7 +46,7 @@ def message() -> list[Any]:
         "arrays": (np.arange(6).reshape(2, 3), np.float16(2.5), np.array(["a"], dtype=object)),
         "kinds": [collections.OrderedDict(a=1), collections.deque([1], 3), pathlib.Path("a")],
         "odd": {(1, "a"): {2.5, None}, 10**40: slice(1, None, 2), "b": b"xyz", "r": range(3)},
-        "sparse": [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()],
+        "sparse": torch.eye(3).to_sparse(),
         "ring": ring,
         "error": ValueError("x"),
         "types": [torch.float16, torch.device("cpu"), torch.Size([1]), torch.channels_last, ...],

@@ -60,7 +60,8 @@ class RemoteBackend:
         model: the model that the block runs on, or its key (to ask for the result of a job).
         host: the server's address; `CONFIG.API.HOST` if left out.
         api_key: the user's key; `CONFIG.API.APIKEY` if left out.
-        env: what else the server is told, for servers that ask for it.
+        env: told to a server of NDIF in the envelope of the request (`"env"`), for what it may do
+            with it; a server of ours asks for nothing beside the block.
         blocking: whether to wait for the values.
         job_id: of a job that was sent before: its result is asked for, and nothing is sent.
         verbose: whether to show every state of the job, and not the last one only.
@@ -157,6 +158,8 @@ class RemoteBackend:
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(self.timeout), display.notice)
             request = self._request(tracer, function, isinstance(connection, NdifConnection))
+            if isinstance(connection, Connection):
+                connection.upload = display.upload
             with self._cancelled_by_ctrl_c(connection):
                 answer = connection.submit(request.key, request.pieces, stream=True)
                 last = self._follow(connection.events(answer), connection, display)
@@ -164,9 +167,12 @@ class RemoteBackend:
         self._finish(last, result, tracer)
 
     def _submit(self, tracer: Tracer, function: Function | None) -> None:
-        connection = self._connection(Deadline.after(self.timeout))
-        request = self._request(tracer, function, isinstance(connection, NdifConnection))
-        first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
+        with Display(self.verbose) as display:
+            connection = self._connection(Deadline.after(self.timeout), display.notice)
+            request = self._request(tracer, function, isinstance(connection, NdifConnection))
+            if isinstance(connection, Connection):
+                connection.upload = display.upload
+            first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
         self.job_id, self.status = first.id, first.status
 
     async def _later(self, tracer: Tracer) -> None:

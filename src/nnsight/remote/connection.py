@@ -36,13 +36,20 @@ PATIENCE = 120.0  # seconds of failures in a row after which a line is given up
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 _BUSY = (429, 503)
 _BROKEN = (requests.RequestException, OSError, EOFError)
+Progress = Callable[[int], None]
 _sessions: dict[tuple[int, str], requests.Session] = {}
 
 
 class _Body(io.RawIOBase):
-    """The pieces of a message as a file, so that no copy of the whole is made."""
+    """The pieces of a message as a file, so that no copy of the whole is made.
 
-    def __init__(self, pieces: Sequence[Any]) -> None:
+    Args:
+        pieces: of the message.
+        progress: told how many bytes of it are taken, each time.
+    """
+
+    def __init__(self, pieces: Sequence[Any], progress: Progress | None = None) -> None:
+        self._progress = progress
         self._views = [memoryview(piece).cast("B") for piece in pieces if memoryview(piece).nbytes]
         self._size = sum(view.nbytes for view in self._views)
         self._index = self._at = 0
@@ -62,6 +69,8 @@ class _Body(io.RawIOBase):
         self._at = end
         if end == view.nbytes:
             self._index, self._at = self._index + 1, 0
+        if self._progress is not None:
+            self._progress(len(part))
         return part
 
 
@@ -75,6 +84,7 @@ class Connection:
         deadline: when to stop waiting.
         notice: told what is waited for, when it is not the job itself.
         beat: called when the server says that the job goes on.
+        upload: given the size of a large block, takes what is told of its way there.
     """
 
     host: str
@@ -84,6 +94,7 @@ class Connection:
     job: str = ""
     seen: int = 0
     beat: Callable[[], None] = lambda: None
+    upload: Callable[[int], Progress] | None = None
     _again: Callable[[], requests.Response] | None = None  # sends the block once more
 
     # --- one exchange -----------------------------------------------------------------------------
@@ -195,13 +206,19 @@ class Connection:
         }
         if stream:
             headers["nnsight-stream"] = "1"
-        small = sum(memoryview(piece).nbytes for piece in pieces) < 1 << 20
-        whole = b"".join(pieces) if small else None
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        whole = b"".join(pieces) if size < 1 << 20 else None
+
+        def body() -> Any:
+            if whole is not None:
+                return whole
+            return _Body(pieces, None if self.upload is None else self.upload(size))
+
         self._again = partial(
             self._until_answered,
             "POST",
             "/request",
-            lambda: _Body(pieces) if whole is None else whole,
+            body,
             headers,
         )
         return self._again()

@@ -228,7 +228,7 @@ def arrived(content: Any, model: Remotable, largest: int | None = None) -> Itera
     Raises:
         PayloadError: it is damaged, or needs what this side does not have.
     """
-    message = wire.unpack(content) if largest is None else wire.unpack(content, largest)
+    message = wire.unpack(content, largest)
     root = _root(message)
     with contextlib.ExitStack() as undo:
         show = undo.enter_context(shown_texts())

@@ -24,7 +24,8 @@ MEDIA_TYPE = "application/vnd.nnsight.request"
 _ALIGN = 64
 _SAMPLE = 64 * 1024  # bytes of a buffer that tell whether compressing it is worth the time
 _WORTH = 0.8  # of its size
-_LARGEST = 8 << 30  # bytes that one document may unfold to, where nobody says less
+_UNFOLDS = 1 << 30  # bytes that any message may unfold to, where nobody says less
+_TIMES = 32  # its own size that a larger one may: numbers and text shrink less, endless zeros more
 
 Buffer = "bytes | bytearray | memoryview"
 
@@ -86,13 +87,15 @@ def join(pieces: Iterable[Any]) -> bytearray:
     return whole
 
 
-def unpack(content: Any, largest: int = _LARGEST) -> Message:
+def unpack(content: Any, largest: int | None = None) -> Message:
     """A message from its bytes.
 
     Args:
         content: bytes, or what holds them; the buffers of the message lie in it, and can be
             written to if it can.
-        largest: how many bytes the message may unfold to.
+        largest: how many bytes the message may unfold to; 1 GiB if left out, or 32 times its size:
+            how large a message may be is for whoever takes it to say, and what it unfolds to
+            follows from that.
 
     Raises:
         PayloadError: it is cut off, damaged or too large.
@@ -105,6 +108,7 @@ def unpack(content: Any, largest: int = _LARGEST) -> Message:
     parts = (head.document, *head.buffers)
     if any(part.raw < 0 or part.stored < 0 for part in parts):
         raise damaged("its lengths contradict each other")
+    largest = max(_UNFOLDS, _TIMES * view.nbytes) if largest is None else largest
     if sum(part.raw for part in parts) > largest:
         raise too_large(largest)
     at = end + _padding(end)

@@ -34,7 +34,7 @@ def converse(
     blocks = ["edit"] * len(stored) + [str(n) for n in range(len(workers))]
     workers = [*stored, *workers]
     run = guest.run = GuestRun(guest, trace, workers, Batch(total, split))
-    if trace._wants_report():
+    if trace.wants_report():
         trace.journal = run.journal = Told(blocks, workers, run.report)
     try:
         _send_run(guest, trace, run, args, kwargs, wanted)
