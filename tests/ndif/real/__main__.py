@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,21 @@ def main(python: Path, names: list[str]) -> int:
         except KeyboardInterrupt:
             return 130
         finally:
-            process.kill()  # and with it all that runs within
-            process.wait()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the namespaces of `unshare` and all that runs in them, and see that it has ended."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        firsts = [os.pidfd_open(int(child)) for child in children]
+    except OSError:  # it has ended by itself
+        firsts = []
+    process.kill()
+    process.wait()
+    for first in firsts:  # the first process of a namespace is gone when all others are
+        select.select([first], [], [], 60)
+        os.close(first)
 
 
 def run(python: Path, folder: Path, names: list[str]) -> int:
