@@ -55,6 +55,21 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548
 LATE: dict[str, tuple[Damage, str]] = {  # seen when the weights are read
     "none": (lambda folder: (folder / WEIGHTS).unlink(), "The weights of {} could not be loaded"),
     "empty": (written(WEIGHTS, ""), "The weights of {} could not be loaded"),
+    "settings": (
+        written("generation_config.json", "{bad"),
+        "The settings of generation of {} could not be loaded: Expecting property name",
+    ),
+    "other settings": (
+        written("generation_config.json", "[]"),
+        "generation_config.json' holds no settings by name. Save the model again, or remove",
+    ),
+    "index": (
+        lambda folder: (
+            (folder / WEIGHTS).rename(folder / "model-1.safetensors"),
+            (folder / f"{WEIGHTS}.index.json").write_text("{bad"),
+        ),
+        "The weights of {} could not be loaded: Expecting property name",
+    ),
     "garbage": (written(WEIGHTS, "hello"), "The weights of {} could not be loaded"),
     "pointer": (written(WEIGHTS, POINTER), "The weights of {} could not be loaded"),
     "cut off": (cut_off, "The weights of {} could not be loaded"),
@@ -72,6 +87,7 @@ EARLY: dict[str, tuple[Damage, str]] = {  # seen at once
     "no kind": (setting(model_type=None), "The config of {} could not be loaded"),
     "new kind": (setting(model_type="gpt17"), "A newer transformers may know it."),
     "no number": (setting(n_embd="x"), "{} could not be loaded"),
+    "no heads": (setting(n_head=0), "The architecture of {} could not be loaded: "),
     "no such function": (
         setting(activation_function="nope"),
         "The architecture of {} could not be loaded: there is no 'nope'.",

@@ -102,6 +102,35 @@ def test_what_is_no_tokenizer(gpt2_folder, tokenizer):
         LanguageModel(gpt2_folder, tokenizer=tokenizer.backend_tokenizer)
 
 
+def test_options_of_a_tokenizer_that_it_would_never_look_at(gpt2_folder):
+    with pytest.raises(TypeError, match=r"has 'padding_sid', .* Did you mean 'padding_side'\?"):
+        LanguageModel(gpt2_folder, tokenizer_kwargs={"padding_sid": "left"})
+    with pytest.raises(
+        TypeError, match=r"`tokenizer_kwargs` is \['a'\] of type list; it is a dict"
+    ):
+        LanguageModel(gpt2_folder, tokenizer_kwargs=["a"])  # type: ignore[arg-type] # the mistake
+    model = LanguageModel(gpt2_folder, tokenizer_kwargs={"pad_token_id": 3, "trust_me": True})
+    assert len(model.tokenizer)
+
+
+def test_options_beside_a_tokenizer(gpt2_folder, tokenizer):
+    with pytest.warns(UserWarning, match="`use_fast=` has no effect: the tokenizer that was") as at:
+        LanguageModel(
+            gpt2_folder,
+            tokenizer=tokenizer,
+            tokenizer_kwargs={"use_fast": True, "padding_side": "right"},
+        )
+    assert at[0].filename == __file__
+
+
+@pytest.mark.parametrize("gives", [[1, 2], {"ids": [[1]]}])
+def test_a_function_in_place_of_a_tokenizer(gpt2_folder, gives):
+    model = LanguageModel(gpt2_folder, tokenizer=lambda texts, **options: gives)
+    with pytest.raises(TypeError, match=r"gives a (list|dict) for a list of texts; it should give"):
+        with model.trace("Hello"):
+            pass
+
+
 # --- dtypes and bits -------------------------------------------------------------------------
 
 

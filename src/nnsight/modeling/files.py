@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,19 @@ def read_processor(source: str | Path, options: Mapping[str, Any]) -> Any:
         raise load_errors.no_processor_at(source, reason) from reason
 
 
+def check_generation_config(source: str) -> None:
+    """See that a folder's settings of generation can be read: transformers takes its own if not.
+
+    Raises:
+        LoadError: they cannot.
+    """
+    path = Path(source, "generation_config.json")
+    if path.is_file():
+        with explained("settings of generation", source):
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                raise load_errors.no_settings(str(path))
+
+
 def place(source: str | Path) -> str:
     """`source` as transformers takes it: a hub id, or a folder that is there and holds a model."""
     text = str(source)
@@ -118,8 +132,8 @@ def _blame(what: str) -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     if what == "architecture":
-        return (OSError, KeyError, AttributeError, TypeError, IndexError)
-    if what == "config":
+        return (OSError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError)
+    if what in ("config", "settings of generation"):
         return (Exception,)
     damaged = (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError)
-    return (OSError, KeyError, AttributeError, *damaged)
+    return (OSError, KeyError, AttributeError, json.JSONDecodeError, *damaged)

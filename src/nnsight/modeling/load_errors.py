@@ -8,6 +8,7 @@ from typing import Any
 
 from nnsight.modeling.errors import LoadError, first_sentence, show
 
+GIVEN = "the tokenizer that was passed is used as it is; set it there"
 RANDOM = "a model made from a config has random weights and reads no files"
 LOADED = "the model is loaded already; pass it to `from_pretrained` there"
 
@@ -79,6 +80,29 @@ def not_a_tokenizer(value: Any) -> TypeError:
     )
 
 
+def reads_otherwise(tokenizer: Any, given: Any) -> TypeError:
+    """A function that was passed for a tokenizer gives no named values."""
+    return TypeError(
+        f"The tokenizer, {reprlib.repr(tokenizer)}, gives a {type(given).__name__} for a list of "
+        "texts; it should give a dict with `input_ids`, as a tokenizer of transformers does. Pass "
+        "ids in place of text, or one of those."
+    )
+
+
+def not_tokenizer_options(value: Any) -> TypeError:
+    return TypeError(
+        f"`tokenizer_kwargs` is {reprlib.repr(value)} of type {type(value).__name__}; it is a dict "
+        "of what `AutoTokenizer.from_pretrained` takes, such as `{'padding_side': 'left'}`."
+    )
+
+
+def unknown_tokenizer_option(name: str, near: str) -> TypeError:
+    return TypeError(
+        f"`tokenizer_kwargs` has {name!r}, which a tokenizer would keep and never look at. Did "
+        f"you mean {near!r}?"
+    )
+
+
 def a_file(path: str) -> LoadError:
     return LoadError(f"{path!r} is a file. Pass the folder that it lies in.")
 
@@ -129,6 +153,13 @@ def no_config(path: str) -> LoadError:
     return LoadError(
         f"The folder {path!r} has no config.json, so it is not a saved model. Pass the folder that "
         "`save_pretrained` wrote (for a training run, one of its checkpoint folders)."
+    )
+
+
+def no_settings(path: str) -> LoadError:
+    return LoadError(
+        f"{path!r} holds no settings by name. Save the model again, or remove the file: then "
+        "generation has the settings of the config."
     )
 
 

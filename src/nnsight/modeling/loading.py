@@ -21,6 +21,7 @@ from nnsight.capture.traceback import warn
 from nnsight.envoy.tree import Node
 from nnsight.modeling import load_errors
 from nnsight.modeling.files import (
+    check_generation_config,
     explained,
     place,
     read_config,
@@ -233,6 +234,7 @@ class Checkpoint:
         Raises:
             LoadError: the weights cannot be read.
         """
+        check_generation_config(self.source)
         config = self._configure()
         kind = model_class(self._automodel, config)
         options = for_transformers({**self._hub, **self._options})

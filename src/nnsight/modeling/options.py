@@ -42,6 +42,13 @@ _FOR_THE_TOKENIZER = frozenset(
     "model_max_length pad_token padding_side truncation_side unk_token use_fast".split()
 )
 
+_ALSO_FOR_IT = frozenset(
+    "additional_special_tokens clean_up_tokenization_spaces cls_token do_lower_case errors lang "
+    "extra_special_tokens from_slow mask_token merges_file model_input_names pad_token_type_id "
+    "revision sep_token sp_model_kwargs split_special_tokens src_lang strip_accents tgt_lang "
+    "tokenizer_file tokenizer_type trim_offsets vocab_file".split()
+)
+
 _IN_BITS: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "int8": {"load_in_8bit": True},
@@ -93,6 +100,30 @@ def check_random(options: Mapping[str, Any], config: Any) -> dict[str, Any]:
     without = [name for name in options if name not in _FOR_RANDOM_WEIGHTS]
     _warn_without_effect(chosen(options, without), load_errors.RANDOM)
     return chosen(options, _FOR_RANDOM_WEIGHTS)
+
+
+def check_tokenizer(options: Any, given: Any) -> None:
+    """See that options reach the tokenizer: it keeps any, and looks at those that it knows.
+
+    Args:
+        options: the user's `tokenizer_kwargs`.
+        given: the tokenizer that was passed, if it is one already: then only its side is theirs.
+
+    Raises:
+        TypeError: they are no dict, or one is almost the name of another.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise load_errors.not_tokenizer_options(options)
+    known = {*_FOR_THE_TOKENIZER, *_ALSO_FOR_IT, *HUB}
+    for name in options:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if name not in known and near:
+            raise load_errors.unknown_tokenizer_option(name, near[0])
+    if given is not None:
+        others = {name: options[name] for name in options if name != "padding_side"}
+        _warn_without_effect(others, load_errors.GIVEN)
 
 
 def check_loaded(options: Mapping[str, Any]) -> None:

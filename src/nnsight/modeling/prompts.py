@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nnsight.modeling import errors
+from nnsight.modeling import errors, load_errors
 from nnsight.modeling.format import Format
 from nnsight.modeling.padding import Fields, join, stack
 
@@ -88,6 +88,8 @@ def tokenised(texts: Sequence[str], format: Format, options: Options) -> dict[st
     told = {name: options[name] for name in options if name not in CHAT_OPTIONS}
     named = tokenizer(list(texts), **told)
     kept = format.taken.names | {"input_ids", "attention_mask"}
+    if not isinstance(named, Mapping) or "input_ids" not in named:
+        raise load_errors.reads_otherwise(format.tokenizer, named)
     return {name: rows for name, rows in named.items() if name in kept}
 
 

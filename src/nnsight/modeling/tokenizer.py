@@ -8,6 +8,7 @@ from typing import Any
 
 from nnsight.modeling import errors, load_errors
 from nnsight.modeling.files import read_tokenizer
+from nnsight.modeling.options import check_tokenizer
 
 
 class LazyTokenizer:
@@ -30,6 +31,7 @@ class LazyTokenizer:
         options: Mapping[str, Any] | None = None,
         usual_side: str = "right",
     ) -> None:
+        check_tokenizer(options, None if isinstance(given, (str, Path)) else given)
         self._load = load
         self._options = dict(options or {})
         self._usual_side = usual_side
