@@ -29,7 +29,7 @@ class Definition:
     lines: list[str]  # of the whole file, cell or command
 
 
-def _texts(function: FunctionType) -> Iterator[list[str]]:
+def texts_of(function: FunctionType) -> Iterator[list[str]]:
     """Texts that the function may have been compiled from: certainly so, as far as files tell."""
     code, names = function.__code__, function.__globals__
     kept = kept_lines(code, names)
@@ -47,7 +47,7 @@ def definition_of(function: FunctionType) -> Definition | None:
     Lambdas have none.
     """
     code = function.__code__
-    for lines in _texts(function):
+    for lines in texts_of(function):
         if code.co_firstlineno <= len(lines):
             node = statement_at(lines, code.co_firstlineno, code.co_flags & FUTURES)
             if isinstance(node, Def) and node.name == code.co_name:
@@ -61,7 +61,7 @@ def lambda_of(function: FunctionType) -> ast.Lambda | None:
     None too on Python 3.10, which keeps no columns, for one of several lambdas on one line.
     """
     code = function.__code__
-    for lines in _texts(function):
+    for lines in texts_of(function):
         for start in range(min(code.co_firstlineno, len(lines)), 0, -1):
             statement = statement_at(lines, start, code.co_flags & FUTURES)
             nodes = ast.walk(statement) if statement is not None else ()

@@ -13,10 +13,10 @@ from inspect import CO_OPTIMIZED
 from types import CellType, CodeType, FunctionType
 from typing import Any, Generic
 
-from nnsight.capture.definition import definition_of, lambda_of
+from nnsight.capture.definition import definition_of, lambda_of, texts_of
 from nnsight.capture.errors import not_a_definition
 from nnsight.capture.portable import globals_named
-from nnsight.capture.source import FUTURES, split, statement_at
+from nnsight.capture.source import FUTURES, command_line, split, statement_at
 
 _OURS = "__nnsight_"
 _FACTORY, _MAKER, _BASE = f"{_OURS}factory__", f"{_OURS}maker__", f"{_OURS}base__"
@@ -202,6 +202,10 @@ def _texts(cls: type, functions: list[FunctionType]) -> Iterator[tuple[str, list
     for name in dict.fromkeys(names):
         if lines := linecache.getlines(name, vars(module) if module is not None else None):
             yield name, lines
+    for function in functions:  # of `python -c`, whose text no file has
+        yield from ((function.__code__.co_filename, lines) for lines in texts_of(function))
+    if cls.__module__ == "__main__" and (text := command_line()):
+        yield "<string>", split(text)
 
 
 def _class_in(lines: list[str], cls: type, functions: list[FunctionType]) -> ast.ClassDef | None:
