@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,118 @@ def test_clients_side_by_side_are_not_mixed(line: Line) -> None:
         thread.start()
     until(lambda: len(found) == 8)
     assert all(value == str(n).encode() * 100_000 for n, value in found.items())
+
+
+# --- a server that says what a test has it say ----------------------------------------------------
+
+
+class Scripted:
+    """Gives its answers one after the other: status, headers, and the bytes of the body.
+
+    A body that is shorter than its `Content-Length` is a line that is cut.
+    """
+
+    def __init__(self, *answers: tuple[int, dict[str, str], bytes]) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                line, _ = self._listening.accept()
+                with line, suppress(OSError):
+                    self._answer(line)
+
+    def _answer(self, line: socket.socket) -> None:
+        headers = {}
+        with line.makefile("rb") as file:
+            method, path, _ = file.readline().decode().split()
+            while (text := file.readline().decode().strip()) != "":
+                name, _, value = text.partition(": ")
+                headers[name.lower()] = value
+            file.read(int(headers.get("content-length", 0)))
+        self.asked.append((method, path, headers))
+        status, more, body = self.answers.pop(0)
+        more = {"Content-Length": str(len(body)), "Connection": "close", **more}
+        head = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+        line.sendall(f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode() + body)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(lines.time, "sleep", found.append)
+    return found
+
+
+DONE = b'{"id": "j1", "seq": 1, "status": "COMPLETED", "data": {"size": 6, "url": "/result/j1"}}\n'
+BUSY = b'{"detail": "too many jobs"}'
+
+
+def test_a_server_that_is_busy_is_asked_again_when_it_says(slept: list[float]) -> None:
+    server = Scripted(
+        (429, {"Retry-After": "7"}, BUSY),
+        (503, {"Retry-After": "3.5"}, b"no JSON"),
+        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, BUSY),
+        (502, {}, b""),
+        (200, {}, DONE),
+    )
+    there = connected(server.url)
+    events = list(there.events(there.submit(MODEL, [b"block"], stream=True)))
+    server.close()
+    assert [event.status for event in events] == [COMPLETED]
+    assert slept[:2] == [7.0, 3.5]
+    assert len(slept) == 4
+    keys = {headers["idempotency-key"] for _, _, headers in server.asked}
+    assert len(server.asked) == 5 and len(keys) == 1  # it may have taken each of them
+
+
+def test_a_server_that_stays_busy_is_waited_for_until_the_users_limit() -> None:
+    server = Scripted(*[(503, {"Retry-After": "60"}, BUSY)] * 3)
+    there = connected(server.url, 0.5)
+    with pytest.raises(RemoteTimeoutError, match="too many jobs"):
+        there.submit(MODEL, [b"block"], stream=True)
+    server.close()
+
+
+def test_a_link_that_has_expired_says_so_with_the_job(slept: list[float]) -> None:
+    server = Scripted((404, {}, b'{"detail": "This result was kept for its time and is gone."}'))
+    there = connected(server.url, job="j1")
+    with pytest.raises(RefusedError, match="404: This result was kept") as caught:
+        there.result({"size": 6, "url": "/result/j1"})
+    server.close()
+    assert caught.value.job_id == "j1"
+    assert not slept  # to ask again would not help
+
+
+def test_a_server_that_knows_no_ranges_is_read_from_the_beginning(slept: list[float]) -> None:
+    mib = 1 << 20
+    values = bytes(range(256)) * (3 * mib // 256)
+    length = {"Content-Length": str(len(values))}
+    server = Scripted(
+        (200, length, values[: mib + 9]),
+        (200, length, values[: 2 * mib + 9]),
+        (206, {}, values[2 * mib :]),
+    )
+    found = connected(server.url, job="j1").result({"size": len(values), "url": "/result/j1"})
+    server.close()
+    assert found == values
+    ranges = [headers.get("range") for _, _, headers in server.asked]
+    assert ranges == [None, f"bytes={mib}-", f"bytes={2 * mib}-"]
+
+
+def test_a_result_longer_than_it_was_said_to_be_is_refused(slept: list[float]) -> None:
+    server = Scripted((200, {}, b"values and more"))
+    with pytest.raises(RemoteError, match="does not answer as"):
+        connected(server.url, job="j1").result({"size": 6, "url": "/result/j1"})
+    server.close()
