@@ -63,7 +63,7 @@ def write(
         raise _no_words("a function that runs beside the model (`trace=False`)")
     if type(tracer) not in (Trace, Session) or tracer.scope is None:
         raise not_a_trace(type(tracer).__name__)
-    refuse_block(tracer.scope)
+    refuse_block(tracer.scope, saved_come_back=False)
     writer = _Writer(tracer, model, is_local)
     graph = writer.request(tracer)
     file = io.BytesIO()

@@ -6,7 +6,7 @@ import copyreg
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -37,10 +37,15 @@ class _ResultWriter:
 
     parts: ModelWriter
     sent: dict[int, int]  # object to number
+    only: set[int] | None = None  # the objects of which to say what became of them; None: of all
+    bare: set[int] = field(default_factory=set[int])  # those of which it was not said
 
     def __call__(self, value: Any, writer: Writer) -> Node | None:
         index = self.sent.get(id(value))
         if index is not None:
+            if self.only is not None and id(value) not in self.only:
+                self.bare.add(id(value))
+                return ["sent", index]
             plain = id(type(value)) in self.sent or data_only.allowed(type(value))
             return ["sent", index, *_state(value, writer, plain)]
         if hasattr(type(value), "_place_of"):
@@ -114,19 +119,22 @@ def write_result(
     writer = Writer(special)
     values = writer.named(names)
     changed = [writer.value(value) for value in _within(arrived.saves) if id(value) in sent]
+    writer.fill()
+    filled = list(_filled(arrived, sent))
+    special.only = set(map(id, filled))
+    changed += map(writer.value, filled)
     root = {"version": VERSION, "names": values, "changed": changed, "warned": list(warned)}
     if isinstance(arrived.tracer, Trace) and arrived.tracer.journal is not None:
         root["report"] = writer.value(arrived.tracer.report())
     document = writer.finished()
-    root["left"] = _left(arrived, writer)
+    root["left"] = _left(arrived, {id(value) for value in writer.written.values()} - special.bare)
     return wire.pack([root, document.nodes], document.buffers, compress)
 
 
-def _left(arrived: Arrived, writer: Writer) -> list[Left]:
-    """What the block changed of what was sent, and what does not come back."""
+def _left(arrived: Arrived, back: set[int]) -> list[Left]:
+    """What the block changed of what was sent, and what does not come `back`."""
     if arrived.watch is None:
         return []
-    back = {id(value) for value in writer.written.values()}
     return [left for left, value in arrived.watch.changed() if id(value) not in back]
 
 
@@ -143,6 +151,24 @@ def _within(values: Iterable[Any]) -> Iterator[Any]:
             pending += value.values()
         elif type(value) in (list, tuple, set, frozenset, deque):
             pending += value
+
+
+def _filled(arrived: Arrived, sent: Mapping[int, int]) -> Iterator[Any]:
+    """Things that were sent and hold now what was saved: `self.out = x.save()`."""
+    new = {id(v) for v in arrived.saves if id(v) not in sent and not _is_small(v)}
+    for value in arrived.sent.values() if new else ():
+        held = _held(value)
+        if type(value) is not tuple and id(type(value)) in sent and _has_attributes(value):
+            held = vars(value).values()
+        fresh = [each for each in held if id(each) not in sent]
+        if any(id(each) in new for each in _within(fresh)):
+            yield value
+
+
+def _held(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if type(value) in (list, set, deque) else ()
 
 
 def _is_small(value: Any) -> bool:
