@@ -7,9 +7,11 @@ import traceback
 from typing import Any
 
 import pytest
+import torch
 
-from nnsight import CONFIG
-from nnsight.remote.errors import RemoteError, RemoteTimeoutError
+from nnsight import CONFIG, NNsight
+from nnsight.remote.errors import NotSendableError, RemoteError, RemoteTimeoutError
+from nnsight.traces.trace import Trace
 from tests.remote.double import Double
 from tests.remote.test_service import KEY, unreachable
 
@@ -42,3 +44,24 @@ def test_a_time_limit_says_what_was_waited_for(settings: Any, gpt2: Any, capsys:
     said = refused(gpt2, RemoteTimeoutError, timeout=0.6)
     assert "within the time given (`timeout=`). When it ended: nothing listens there." in said
     assert "RemoteTimeoutError" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("remote", [True, "local", "http://localhost:1"])
+@pytest.mark.parametrize("verb", ["trace", "session"])
+def test_a_module_that_no_name_leads_to(settings: Any, verb: str, remote: Any):
+    model = NNsight(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="comes from no hub id and no folder"):
+        given = (torch.ones(1, 2),) if verb == "trace" else ()
+        with getattr(model, verb)(*given, remote=remote):
+            pass
+
+
+class Own(Trace):
+    pass
+
+
+def test_a_tracer_of_ones_own(settings: Any, gpt2: Any):
+    CONFIG.API.HOST = unreachable()
+    with pytest.raises(NotSendableError, match=r"a `Own` cannot be sent.*leave it out"):
+        with gpt2.trace("Hello", remote=True, tracer_cls=Own):
+            gpt2.lm_head.output.save()

@@ -75,10 +75,11 @@ def run_there(model: Any, inputs: Inputs, fn: Any, function: Any, remote: Remote
 
 def opening(model: Any) -> dict[str, Any]:
     """How another process on this machine opens the same model."""
+    key = model.to_model_key()  # first: a module that no name leads to has no loader either
     kind, options = type(model), dict(getattr(model._loader, "given", {}))
     return {
         "class": [kind.__module__, kind.__qualname__],
-        "key": model.to_model_key(),
+        "key": key,
         "options": options,
     }
 

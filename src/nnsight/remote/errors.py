@@ -101,7 +101,8 @@ def place_in_source() -> tuple[str, str]:
 def not_a_trace(kind: str) -> NotSendableError:
     """A kind of block that has no meaning in another process."""
     return NotSendableError(
-        f"a `{kind}` cannot be sent: `model.trace`, `generate`, `scan` and `session` can."
+        f"a `{kind}` cannot be sent: `model.trace`, `generate`, `scan` and `session` can. A tracer "
+        "of one's own (`tracer_cls=`) works here alone: leave it out of a trace for a server."
     )
 
 
