@@ -47,9 +47,11 @@ def _kind(module: str, name: str) -> type[RemoteError]:
     if issubclass(own, RemoteError):
         return own
     try:
-        return type(own.__name__, (RemoteError, own), {"__module__": "nnsight.remote"})
-    except TypeError:  # its layout is its own
+        kind = type(own.__name__, (RemoteError, own), {"__module__": "nnsight.remote"})
+        kind("")
+    except TypeError:  # its layout is its own, or it is made from more than a text
         return RemoteError
+    return kind
 
 
 def raise_through(error: BaseException, lines: Sequence[Line]) -> NoReturn:

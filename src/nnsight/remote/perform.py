@@ -119,12 +119,18 @@ def failure_of(error: BaseException, phase: str) -> Failure:
         kind.__qualname__,
         message,
         kind.__module__,
-        frames[-20:],
-        [str(note) for note in getattr(error, "__notes__", ())],
+        frames if len(frames) <= 20 else frames[:10] + frames[-10:],
+        [*_grouped(error), *(str(note) for note in getattr(error, "__notes__", ()))],
         phase,
         None if cause is None or told else failure_of_cause(cause, phase),
         next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins"),
     )
+
+
+def _grouped(error: BaseException) -> list[str]:
+    """What the errors of a group are: one of them cannot be made from its text."""
+    grouped = getattr(error, "exceptions", ()) if hasattr(error, "derive") else ()
+    return [f"({type(each).__name__}: {each})" for each in grouped]
 
 
 def failure_of_cause(error: BaseException, phase: str) -> Failure:
