@@ -378,13 +378,27 @@ def test_ids_in_the_place_of_embeddings_are_refused(gpt2, embeds):
                 gpt2.input = torch.full((2, 4), 5)
 
 
-def test_another_width_is_refused(gpt2):
-    with pytest.raises(ValueError, match=r"they must agree in width and dtype|it fails on emb"):
+def test_what_does_not_run_alone_is_refused_and_the_next_is_not(gpt2, embeds):
+    found = []
+
+    def run(given: torch.Tensor) -> None:
         with gpt2.trace() as tracer:
             with tracer.invoke(IDS):
                 pass
-            with tracer.invoke(inputs_embeds=torch.ones(1, 2, 31)):
-                pass
+            with tracer.invoke(inputs_embeds=given):
+                found.append(gpt2.output.logits)
+
+    for wrong in (torch.ones(1, 2, 31), embeds.double()):
+        with pytest.raises(ValueError, match=r"cannot be measured: .* as embeddings, it fails"):
+            run(wrong)
+    handle = gpt2._module.transformer.h[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"cannot be measured: .*hooks of its own"):
+        run(embeds)
+    handle.remove()
+    run(embeds)
+    assert len(found) == 1
+    with pytest.raises(ValueError, match="they must agree in width and dtype"):
+        run(torch.ones(1, 2, 31))  # that the model can is known by now
 
 
 @pytest.mark.parametrize(

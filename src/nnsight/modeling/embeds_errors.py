@@ -36,8 +36,14 @@ def differs(by: float) -> str:
     return f"what it returns is off by {by:.1e}, so it must read more from the ids"
 
 
-def fails(form: str, error: Exception) -> str:
-    return f"run alone, it fails on {form} ({first_sentence(error).rstrip('.')})"
+def not_measured(model: str, form: str, error: Exception) -> ValueError:
+    why = first_sentence(error).rstrip(".")
+    return ValueError(
+        "Can't batch these invokes: some go in as embeddings and others as ids, and whether "
+        f"{model} has the same numbers for embeddings in the place of ids cannot be measured: run "
+        f"alone on the first row of embeddings, as {form}, it fails ({why}). "
+        f"{_APART}{_EMBED}"
+    )
 
 
 NEVER_LOOKED_UP = "it does not look its ids up in what `get_input_embeddings()` returns"

@@ -225,7 +225,7 @@ def mixed(
     """
     lookup = Lookup(call.keywords[IDS], found, type(module).__name__)
     if has_values(lookup.ids):
-        if "embeds" not in memory:
+        if "embeds" not in memory:  # what fails may be this input's fault, and is tried again
             memory["embeds"] = _why_not(module, lookup, call.keywords)
         if memory["embeds"]:
             raise errors.model_reads_ids(lookup.name, memory["embeds"])
@@ -278,6 +278,9 @@ def _why_not(module: Any, lookup: Lookup, kwargs: dict[str, Any]) -> str:
     """Why embeddings cannot go in where ids are looked up; empty if they can.
 
     The first row of embeddings is run alone: as embeddings, and as placeholders that they replace.
+
+    Raises:
+        ValueError: it cannot be run.
     """
     first, total = lookup.ours[0], len(lookup.ids)
     beside = {name: kwargs[name] for name in _BESIDE if torch.is_tensor(kwargs.get(name))}
@@ -300,7 +303,7 @@ def _why_not(module: Any, lookup: Lookup, kwargs: dict[str, Any]) -> str:
         form = "ids"
         put = _scores(module, {IDS: ids, **fields}, look)
     except Exception as error:
-        return errors.fails(form, error)
+        raise errors.not_measured(lookup.name, form, error) from error
     if not own.done:
         return errors.NEVER_LOOKED_UP
     return _unlike(alone, put)
