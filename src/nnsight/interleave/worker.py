@@ -246,6 +246,9 @@ class Worker:
         body, self._body = self._body, None
         assert body is not None
         here.worker, here.outside_invokes = self, False
+        # a thread takes over how many of them torch computes with when that is asked for in it;
+        # before, a product is split for all cores, and differs in its last digit
+        torch.get_num_threads()
         try:
             _trace(*tracers)
             self._unshielded(state, body)

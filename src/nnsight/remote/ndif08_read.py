@@ -35,6 +35,7 @@ from nnsight.traces.trace import Trace
 TRACE = ("nnsight.intervention.tracer.InterleavingTracer",)
 SESSION = ("nnsight.tracing.tracer.Tracer",)
 LARGEST = 8 << 30
+_PIECE = 1 << 20
 
 
 @contextlib.contextmanager
@@ -68,14 +69,16 @@ def unpacked(content: Any, largest: int = LARGEST) -> bytes:
     Raises:
         PayloadError: it is damaged, or larger.
     """
+    found = bytearray()
     try:
         with zstandard.ZstdDecompressor().stream_reader(memoryview(content)) as reader:
-            found = reader.read(largest + 1)
+            while piece := reader.read(_PIECE):  # it takes the memory for all that it may read
+                found += piece
+                if len(found) > largest:
+                    raise too_large(largest)
     except zstandard.ZstdError as error:
         raise damaged(f"it does not unpack ({error})") from None
-    if len(found) > largest:
-        raise too_large(largest)
-    return found
+    return bytes(found)
 
 
 class _Reader(Values):

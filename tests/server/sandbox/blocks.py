@@ -344,3 +344,16 @@ def a_report_after_a_stop(model, at):
             tracer.stop()
         text = nnsight.save(str(tracer.report()))
     return text
+
+
+@block
+def parameters_in_a_session(model, at):
+    with model.session(backend=at):
+        norms = [p.norm().detach() for p in model.transformer.h[0].parameters()].save()
+        names = [name for name, _ in model.transformer.h[0].mlp.named_parameters()].save()
+        content = {k: v.sum() for k, v in model.transformer.h[1].mlp.state_dict().items()}
+        with model.trace(ONE):
+            of_block = [p.mean().detach() for p in model.transformer.ln_f.parameters()].save()
+            logits = model.lm_head.output.save()
+        sums = list(content.values()).save()
+    return norms, names, sums, of_block, logits

@@ -86,9 +86,9 @@ def outcome(model: Any, at: Any, plans: list[dict[str, Any]]) -> Any:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("first", range(0, 120, 30))
+@pytest.mark.parametrize("first", range(0, 60, 10))
 def test_random_blocks_give_the_same(sandbox: Sandbox, first: int) -> None:
-    for seed in range(first, first + 30):
+    for seed in range(first, first + 10):
         plans = plan(seed)
         here, there = (outcome(sandbox.model, at, plans) for at in (None, sandbox))
         assert type(here) is type(there), (seed, plans, here, there)
@@ -98,5 +98,4 @@ def test_random_blocks_give_the_same(sandbox: Sandbox, first: int) -> None:
         assert len(here) == len(there), seed
         for number, (one, other) in enumerate(zip(here, there, strict=True)):
             one, other = torch.as_tensor(one), torch.as_tensor(other)
-            # products with a weight were seen to differ in their last digit: it is a copy there
-            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6, msg=f"{seed}, {number}")
+            assert torch.equal(one, other), (seed, number, plans)

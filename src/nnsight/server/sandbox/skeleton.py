@@ -6,12 +6,16 @@ a module outside of a run comes through here: calling it, and reading a paramete
 
 from __future__ import annotations
 
+import os
+import sys
+import sysconfig
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch.nn import Module
 
+from nnsight.capture.traceback import is_hidden
 from nnsight.interleave.request import here
 from nnsight.server.sandbox.errors import changes_model
 
@@ -36,6 +40,19 @@ class Elsewhere(Protocol):
     def forget_gradients(self) -> None:
         """Let go of the gradients that parameters have got."""
         ...
+
+
+def _asked_by_block() -> bool:
+    """Whether code of a block reads here, with nothing but torch between: `model.parameters()`."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith((_TORCH, __file__)) and frame.f_back is not None:
+        frame = frame.f_back
+    name = frame.f_code.co_filename
+    return not is_hidden(name) and not name.startswith(_LIBRARIES)
+
+
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 class _Fetching(dict[str, Any]):
@@ -64,8 +81,10 @@ class _Fetching(dict[str, Any]):
         return self[name] if name in self else default
 
     def items(self) -> Any:
-        """With their content for a block that runs; who sends a result looks at names only."""
-        return super().items() if here.worker is None else [(name, self[name]) for name in self]
+        """With their content for a block; who sends a result, or looks for a device, needs none."""
+        if here.worker is None and not _asked_by_block():
+            return super().items()
+        return [(name, self[name]) for name in self]
 
     def values(self) -> Any:
         return [value for _, value in self.items()]
