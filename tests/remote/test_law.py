@@ -180,6 +180,15 @@ def gradients(model: Any, at: dict[str, Any]) -> Any:
 
 
 @block
+def a_gradient_that_is_retained(model: Any, at: dict[str, Any]) -> Any:
+    with model.trace("Hello", **at):
+        hidden = model.transformer.h[0].mlp.output.save()
+        hidden.retain_grad()
+        model.lm_head.output.sum().backward()
+    return hidden.grad
+
+
+@block
 def a_cache(model: Any, at: dict[str, Any]) -> Any:
     with model.trace("Hello", **at) as tracer:
         cache = tracer.cache(modules=[model.transformer.h[0], model.transformer.h[1]])

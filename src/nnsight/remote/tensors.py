@@ -60,7 +60,8 @@ def what_is_beside(value: torch.Tensor) -> dict[str, Any]:
     The gradient of a parameter is left over from training more often than not, and not taken.
     """
     found = {n: v for n, v in vars(value).items() if not n.startswith("_")}
-    if value.is_leaf and not isinstance(value, torch.nn.Parameter) and value.grad is not None:
+    has_one = value.is_leaf or value.retains_grad
+    if has_one and not isinstance(value, torch.nn.Parameter) and value.grad is not None:
         found["grad"] = value.grad
     return found
 
