@@ -162,6 +162,28 @@ def test_one_who_takes_calls_and_says_nothing() -> None:
         assert time.monotonic() - began < 10
 
 
+def test_a_job_that_says_nothing_until_the_time_is_over_is_no_broken_line() -> None:
+    event, over = b'{"id": "a", "status": "RUNNING", "seq": 1}\n', threading.Event()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def serve(listening: socket.socket) -> None:
+        line, _ = listening.accept()
+        with line:
+            line.recv(65536)
+            line.sendall(head + f"{len(event):x}\r\n".encode() + event + b"\r\n")
+            over.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(RemoteTimeoutError) as caught:
+            list(connected(url, 0.5, job="a").events())
+        over.set()
+        thread.join()
+    assert "When it ended" not in str(caught.value) and "'a'" in str(caught.value)
+
+
 def test_the_users_time_limit_names_the_job_which_goes_on(server: Server) -> None:
     there = connected(server.url, 0.7)
     with pytest.raises(RemoteTimeoutError, match=r"job_id=") as caught:

@@ -249,7 +249,7 @@ class Connection:
         failing = Deadline.after(PATIENCE)
         attempt = 0
         while True:
-            why = "the server hung up"
+            why: str | None = "the server hung up"
             try:
                 if answer is None and not self.job and self._again is not None:
                     answer = self._again()  # with its key: it is the same job
@@ -269,8 +269,8 @@ class Connection:
                             return
             except errors.RemoteTimeoutError:
                 raise
-            except _BROKEN as error:
-                why = reason(error)
+            except _BROKEN as error:  # a job that says nothing until the deadline is no fault
+                why = reason(error) if self.deadline.left > 0 else None
             finally:
                 if answer is not None:
                     answer.close()
