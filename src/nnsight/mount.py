@@ -7,9 +7,11 @@ mounted on every object, by a switch; and `value`, `token` and `t[...]` on tenso
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
+import importlib
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -67,6 +69,13 @@ def _caller() -> FrameType:
     return frame
 
 
+_STRICT = ("anyio.abc", "anyio.streams.file", "anyio.streams.tls")
+"""Modules whose classes cannot be made beside a public attribute that they did not declare.
+
+(The Hugging Face hub needs them: no model could be opened.)
+"""
+
+
 def mount_save_on_objects() -> None:
     """Give `object` its `save()`, or take it away again, as `CONFIG.APP.PYMOUNT` says.
 
@@ -78,6 +87,9 @@ def mount_save_on_objects() -> None:
         return
     namespace: Any = gc.get_referents(vars(object))[0]
     if wanted:
+        for name in _STRICT:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         namespace["save"] = _save
     else:
         del namespace["save"]

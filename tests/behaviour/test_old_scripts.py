@@ -6,6 +6,11 @@ script sees tuples either way, and the numbers are those of raw PyTorch hooks.
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +18,7 @@ import pytest
 import torch
 from tests.behaviour.leaks import keeps_nothing
 from tests.conftest import hooks_on
+from tests.remote.through import ThroughBytes
 
 import nnsight
 from nnsight import CONFIG, BatchError, LanguageModel, NNsight
@@ -456,3 +462,54 @@ def test_nothing_is_said_of_tuples_and_other_modules(bare, model):
     with model.trace(IDS):
         hidden = blocks(model)[0].output[0].save()
     assert attention.shape == hidden.shape == (1, 3, 16) and mlp.shape == (3, 16)
+
+
+OLD_SCRIPT = """
+import torch
+from nnsight import LanguageModel
+from nnsight.toolbox.facts import facts_folder
+
+model = LanguageModel(facts_folder())
+with model.trace("The Eiffel Tower"):
+    hidden = model.transformer.h[0].output[0].save()
+    length = len(hidden[0]).save()
+print(tuple(hidden.shape)[::2], length)
+"""
+
+
+def test_a_script_that_begins_under_the_switch():
+    """What is imported after `save` is on every object can be imported, such as the hub's anyio."""
+    done = subprocess.run(
+        [sys.executable, "-c", OLD_SCRIPT],
+        env={**os.environ, "NNSIGHT_LEGACY": "1"},
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[0] == "(1, 88) 3"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_shows_tuples_too(model, copied):
+    other = copied(model)
+    with other.trace(IDS):
+        whole = nnsight.save(blocks(other)[1].output)
+    with model.trace(IDS):
+        expected = nnsight.save(blocks(model)[1].output)
+    assert isinstance(whole, tuple) and torch.equal(whole[0], expected[0])
+
+
+def test_a_server_shows_tuples_too(network, tmp_path):
+    """Its own model shows none: how blocks are seen travels with the block."""
+    network.save_pretrained(tmp_path)
+    model = LanguageModel(str(tmp_path), tuple_outputs=True, dispatch=True)
+    there = LanguageModel(str(tmp_path), dispatch=True)
+    with model.trace(IDS, backend=ThroughBytes(model, there)):
+        whole = nnsight.save(blocks(model)[1].output)
+        blocks(model)[2].output[0][:, -1] = 0
+        hidden = blocks(model)[2].output[0].save()
+    with model.trace(IDS):
+        expected = nnsight.save(blocks(model)[1].output)
+    assert isinstance(whole, tuple) and torch.equal(whole[0], expected[0])
+    assert hidden.ndim == 3 and not hidden[:, -1].any()

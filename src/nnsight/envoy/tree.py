@@ -180,15 +180,16 @@ class Node:
             errors.warn_of_edits_left(self._path, [e for e in edits if concerns(e, part)])
             edits = []
         aliases = _below(self._tree.aliases, relative)
-        classes = self._tree.classes
-        return {**kept, "_path": root, "_aliases": aliases, "_edits": edits, "_classes": classes}
+        tree = self._tree
+        seen = {"_classes": tree.classes, "_tuples": (tree.was_tuple, tree.tuple_outputs)}
+        return {**kept, "_path": root, "_aliases": aliases, "_edits": edits, **seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         aliases, edits = state.pop("_aliases"), state.pop("_edits")
-        classes = state.pop("_classes")
+        classes, (was_tuple, tuple_outputs) = state.pop("_classes"), state.pop("_tuples")
         self.__dict__.update(state)
         tree = Tree(self._module, aliases)
-        tree.classes = classes
+        tree.classes, tree.was_tuple, tree.tuple_outputs = classes, was_tuple, tuple_outputs
         self._mount(self._module, self._path, tree, None, View(tree, edits))
 
     def _twin(self) -> Any:
