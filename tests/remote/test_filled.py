@@ -43,13 +43,13 @@ class Experiment:
 
     def sets(self, at: dict[str, Any]) -> Any:
         with self.model.trace("Hello", **at):
-            self.hidden = self.model.transformer.h[self.layer].output.save()
+            self.hidden = self.model.transformer.h[self.layer].mlp.output.save()
         return self.hidden
 
     def fills(self, at: dict[str, Any]) -> Any:
         with self.model.trace("Hello", **at):
             for i, layer in enumerate(self.model.transformer.h):
-                self.by_layer.setdefault("all", []).append(layer.output.save())
+                self.by_layer.setdefault("all", []).append(layer.mlp.output.save())
                 self.by_layer[i] = self.by_layer["all"][-1]
         return self.by_layer
 
@@ -63,8 +63,8 @@ class Experiment:
 
     def writes_to_the_model(self, at: dict[str, Any]) -> Any:
         with self.model.trace("Hello", **at):
-            self.model.transformer.h[0].output[:] = 0
-            self.model.transformer.h[1].output.add_(1.0)
+            self.model.transformer.h[0].mlp.output[:] = 0
+            self.model.transformer.h[1].mlp.output.add_(1.0)
             logits = self.model.lm_head.output.save()
         return logits
 
@@ -81,7 +81,7 @@ def reads_it_too(model: Any, at: dict[str, Any]) -> Any:
     found: dict[int, Any] = defaultdict(list)
     with model.trace("Hello", **at):
         for i in range(2):
-            found[i].append(model.transformer.h[i].output.save())
+            found[i].append(model.transformer.h[i].mlp.output.save())
         print(len(found))
     return found
 
@@ -94,7 +94,7 @@ def in_a_function(model: Any, at: dict[str, Any]) -> Any:
 
     also = found.append
     with model.trace("Hello", **at):
-        keep(model.transformer.h[0].output)
+        keep(model.transformer.h[0].mlp.output)
         also(model.lm_head.output.save())
     return found
 

@@ -314,7 +314,7 @@ def a_report_in_the_block(model, at):
         model.transformer.h[2].mlp.output = h * 2 + 1
         model.transformer.h[3].mlp.output.save()
         text = nnsight.save(str(tracer.report()))
-        model.transformer.h[4].skip(model.transformer.h[4].input)
+        model.transformer.h[4].mlp.skip(model.transformer.h[4].mlp.input)
         h += 1
     return text
 
