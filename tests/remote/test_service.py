@@ -229,6 +229,12 @@ def test_nothing_raises_where_there_is_no_server(settings: Path, capsys: pytest.
         assert said.count("\n") == 1 and "NDIF_HOST" in said and KEY not in said
 
 
+def test_a_server_that_wants_a_key_is_not_down(double: Double):
+    double.answers["/status"] = (401, {"detail": "No key."})
+    shown = str(nnsight.status())
+    assert "its models are not known" in shown and "No key." in shown and "down" not in shown
+
+
 @pytest.mark.parametrize(
     ("host", "text"),
     [

@@ -26,10 +26,17 @@ class NdifStatus(Mapping[str, dict[str, Any]]):
     Args:
         deployments: as a server has them in its answer to `/status`.
         problem: why nothing is known, if that is so.
+        answers: whether the server answered nevertheless, such as that it wants a key.
     """
 
-    def __init__(self, deployments: Mapping[str, Any], problem: str | None = None) -> None:
-        self.problem = problem
+    def __init__(
+        self,
+        deployments: Mapping[str, Any],
+        problem: str | None = None,
+        *,
+        answers: bool = False,
+    ) -> None:
+        self.problem, self._answers = problem, answers
         self._models: dict[str, dict[str, Any]] = {}
         seen: dict[Any, dict[str, Any]] = {}
         for name, deployment in deployments.items():
@@ -65,7 +72,8 @@ class NdifStatus(Mapping[str, dict[str, Any]]):
     def _table(self) -> Table:
         rows = [_cells(name, model) for name, model in self.items()]
         count = f"up, {len(rows)} model{'s' if len(rows) != 1 else ''}"
-        title = f"{CONFIG.API.HOST}: {'down' if self.problem else count}"
+        wrong = "its models are not known" if self._answers else "down"
+        title = f"{CONFIG.API.HOST}: {wrong if self.problem else count}"
         return Table(title, _HEAD, rows, self.problem)
 
 

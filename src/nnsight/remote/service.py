@@ -36,7 +36,7 @@ def status(raw: bool = False) -> Any:
         if raw:
             _say(error)
             return {}
-        return NdifStatus({}, problem=str(error))
+        return NdifStatus({}, problem=str(error), answers=error.status is not None)
     return found if raw else NdifStatus(found["deployments"])
 
 
