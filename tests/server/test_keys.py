@@ -176,6 +176,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(tmp_path: Path):
     for words, said in (
         (("gpt2", "--host", "0.0.0.0"), "whoever reaches it could run code here"),
         (("gpt2", "gpt2"), "given twice"),
+        (("./no-such-model",), "./no-such-model is no folder here"),
+        (("/no/such/model",), "/no/such/model is no folder here"),
         ((), "which model?"),
         (("keys", "make"), "say `keys add NAME`"),
         (("gpt2", "--host", "192.0.2.1"), "keys"),

@@ -79,7 +79,8 @@ def serve(options: argparse.Namespace) -> None:
     """Serve the models until SIGINT or SIGTERM.
 
     Raises:
-        CannotServe: not from this address, not this model twice, not without these packages.
+        CannotServe: not from this address, no such folder, not this model twice, not without these
+            packages.
         FolderInUse: another server has the folder.
     """
     for package in _PACKAGES:
@@ -156,7 +157,11 @@ def limits_of(options: argparse.Namespace) -> Limits:
 def _full(name: str) -> str:
     """A folder by its whole path: the worker runs in another one."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
+    if path.is_dir():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no hub id is written so
+        raise errors.no_such_folder(name)
+    return name
 
 
 def _listen(host: str, port: int) -> socket.socket:

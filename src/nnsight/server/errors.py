@@ -67,6 +67,10 @@ def twice(name: str) -> CannotServe:
     return CannotServe(f"{name} is given twice; a server has each model once")
 
 
+def no_such_folder(name: str) -> CannotServe:
+    return CannotServe(f"{name} is no folder here, and no hub id; a model is one or the other")
+
+
 def needs_extra(missing: str | None) -> CannotServe:
     return CannotServe(
         f"a server needs the package {missing}; install it with `pip install 'nnsight[server]'`"
