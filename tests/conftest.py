@@ -27,6 +27,17 @@ TEXT = [
 ] * 4
 
 
+LONGEST = (
+    *("test_each_state.py", "test_examples.py", "test_fuzz.py", "test_faults.py", "test_rooms.py"),
+    *("test_hostile.py", "test_random.py", "test_all_pythons.py", "test_backend.py"),
+)
+"""Files that take long, which are begun with: none of them is to be waited for in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)

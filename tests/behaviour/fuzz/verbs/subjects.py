@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tests.behaviour.fuzz.verbs.program import Place
+from tests.pages import OLD
 from torch import nn
 
 from nnsight import LanguageModel, NNsight
@@ -155,7 +156,8 @@ def gpt2() -> Subject:
     def call(m: Any, x: torch.Tensor, steps: int | None) -> Any:
         return m(x).logits if steps is None else m.generate(x, max_new_tokens=steps)
 
-    layers = [f"transformer.h.{n}{part}" for n in range(2) for part in ("", ".ln_1", ".mlp")]
+    parts = (".ln_1", ".mlp") if OLD else ("", ".ln_1", ".mlp")  # a block of 4 gives a tuple
+    layers = [f"transformer.h.{n}{part}" for n in range(2) for part in parts]
     return _with_order(
         Subject(
             LanguageModel(module),
