@@ -381,6 +381,15 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(slept: list[float]) -
     assert len(server.asked) == 5 and len(keys) == 1  # it may have taken each of them
 
 
+def test_a_line_that_breaks_after_a_long_wait_is_not_given_up(monkeypatch) -> None:
+    monkeypatch.setattr(lines, "PATIENCE", 0.3)
+    server = Scripted((429, {"Retry-After": "0.5"}, BUSY), (502, {}, b""), (200, {}, DONE))
+    there = connected(server.url)
+    events = list(there.events(there.submit(MODEL, [b"block"], stream=True)))
+    server.close()
+    assert [event.status for event in events] == [COMPLETED]
+
+
 def test_a_server_that_stays_busy_is_waited_for_until_the_users_limit() -> None:
     server = Scripted(*[(503, {"Retry-After": "60"}, BUSY)] * 3)
     there = connected(server.url, 0.5)

@@ -169,7 +169,7 @@ class Connection:
                     raise errors.refused(self.host, answer.status_code, detail, self.job)
                 wait = _retry_after(answer)
                 if answer.status_code in _BUSY:
-                    failing = Deadline.after(PATIENCE)  # it is there, and asks for patience
+                    failing = Deadline.after(PATIENCE + (wait or 0.0))  # it asks for patience
                 why = detail
             self._pause(attempt, wait, why, failing)
         raise AssertionError("the deadline comes first")

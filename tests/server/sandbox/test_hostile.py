@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from nnsight.modeling.language import LanguageModel
 from nnsight.remote.errors import RemoteError
 from nnsight.server.sandbox import landlock, namespaces, seccomp
 from tests.server.sandbox.apart import Sandbox
+from tests.server.sandbox.conftest import MAKE
 
 ONE = "The cat sat"
 confined = pytest.mark.skipif(
@@ -278,38 +281,39 @@ def test_a_guest_that_speaks_to_the_model_by_itself(sandbox: Sandbox, how: str) 
     healthy(sandbox)
 
 
-@pytest.mark.parametrize("what", ["loop", "sleep", "call", "c", "prints"])
-def test_time_has_an_end(gpt2_folder: Path, what: str) -> None:
-    from nnsight.modeling.language import LanguageModel
-    from tests.server.sandbox.conftest import MAKE
-
+@pytest.fixture(scope="module")
+def short(gpt2_folder: Path) -> Iterator[Sandbox]:
+    """Sandboxes whose time is over soon."""
     model = LanguageModel(gpt2_folder, dispatch=True)
-    short = Sandbox(model, MAKE, gpt2_folder, seconds=1.0)
-    began = time.monotonic()
-    try:
-        with pytest.raises(RemoteError, match="longer than the 1 s"):
-            with model.trace(ONE, backend=short):
-                hidden = model.transformer.h[1].mlp.output
-                if what == "loop":
-                    while True:
-                        pass
-                if what == "sleep":
-                    import time as there
+    sandbox = Sandbox(model, MAKE, gpt2_folder, seconds=1.0)
+    yield sandbox
+    sandbox.close()
 
-                    there.sleep(1e9)
-                if what == "c":  # one call that never gives Python back its turn
-                    import itertools
 
-                    sum(itertools.repeat(0))
-                while what == "prints":
-                    print("x" * 100_000)
-                huge = torch.ones(20000, 20000)
-                for _ in range(1000):
-                    huge = huge @ huge
-                (hidden.sum() + huge.sum()).save()
-        assert time.monotonic() - began < 10
-    finally:
-        short.close()
+@pytest.mark.parametrize("what", ["loop", "sleep", "call", "c", "prints"])
+def test_time_has_an_end(short: Sandbox, what: str) -> None:
+    model, began = short.model, time.monotonic()
+    with pytest.raises(RemoteError, match="longer than the 1 s"):
+        with model.trace(ONE, backend=short):
+            hidden = model.transformer.h[1].mlp.output
+            if what == "loop":
+                while True:
+                    pass
+            if what == "sleep":
+                import time as there
+
+                there.sleep(1e9)
+            if what == "c":  # one call that never gives Python back its turn
+                import itertools
+
+                sum(itertools.repeat(0))
+            while what == "prints":
+                print("x" * 100_000)
+            huge = torch.ones(20000, 20000)
+            for _ in range(1000):
+                huge = huge @ huge
+            (hidden.sum() + huge.sum()).save()
+    assert time.monotonic() - began < 10
 
 
 def test_a_flood_of_prints(sandbox: Sandbox) -> None:
