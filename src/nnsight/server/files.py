@@ -1,7 +1,8 @@
 """The folder of a server: its database, requests, results, logs, and the lock that is its own.
 
 A file is written under a name of its own, synced, and renamed when it is whole: a request is on the
-disk before its sender hears of a job, and a result before the log says that there is one.
+disk before its sender hears of a job, and a result before the log says that there is one. (One that
+is so small that it stands in the log is on the disk with it.)
 """
 
 from __future__ import annotations

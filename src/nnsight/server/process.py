@@ -19,7 +19,7 @@ from nnsight.server import confine, errors
 from nnsight.server.engine import Ended, Hearer, Plan, State, Task
 from nnsight.server.errors import End
 from nnsight.server.files import part_of, place
-from nnsight.server.limits import Limits
+from nnsight.server.limits import INLINE, Limits
 from nnsight.server.messages import (
     Began,
     Broken,
@@ -137,6 +137,8 @@ class Process:
             return Ended(seconds=answer.seconds, memory=answer.memory, end=why)
         if answer.size is None or part.stat().st_size != answer.size:
             part.unlink(missing_ok=True)
+        elif answer.size <= INLINE:
+            part.rename(task.result)  # it stands in the log as well, which is synced
         else:
             await asyncio.to_thread(place, part, task.result)
         return Ended(answer.size, answer.failure, answer.seconds, answer.memory)
