@@ -25,14 +25,13 @@ from requests.adapters import HTTPAdapter
 
 from nnsight.remote import errors, service_errors
 from nnsight.remote.ask import is_address, key_header, reason
-from nnsight.remote.deadline import Deadline
+from nnsight.remote.deadline import PATIENCE, Deadline
 from nnsight.remote.messages import Event
 from nnsight.remote.wire import MEDIA_TYPE
 from nnsight.version import __version__
 
 CONNECT = 10.0  # seconds for a connection
 SILENCE = 35.0  # seconds without a heartbeat after which a line is taken for dead
-PATIENCE = 120.0  # seconds of failures in a row after which a line is given up
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 _BUSY = (429, 503)
 _BROKEN = (requests.RequestException, OSError, EOFError)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+PATIENCE = 120.0
+"""Seconds of failures in a row after which a line, or a server that is starting, is given up."""
+
 
 @dataclass(frozen=True)
 class Deadline:

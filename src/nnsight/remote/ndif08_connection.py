@@ -21,7 +21,7 @@ import websocket
 from nnsight.config import CONFIG
 from nnsight.remote import errors
 from nnsight.remote.ask import reason
-from nnsight.remote.deadline import Deadline
+from nnsight.remote.deadline import PATIENCE, Deadline
 from nnsight.remote.messages import Event
 from nnsight.remote.ndif08_result import FILE, binary_event
 from nnsight.version import __version__
@@ -30,8 +30,6 @@ CONNECT, SILENCE = 10.0, 60.0
 """Seconds for a connection, and for an answer."""
 PING = 10.0
 """Seconds without a word after which the other side is asked whether it is there."""
-PATIENCE = 120.0
-"""Seconds of failures in a row after which a job is given up."""
 UNKNOWN = 15.0
 """Seconds after which a job is given up that the server knows nothing of."""
 SPEAKS = "0.8.1"

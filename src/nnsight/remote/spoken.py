@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nnsight.remote import environment, errors, wire
-from nnsight.remote.deadline import Deadline
+from nnsight.remote.deadline import PATIENCE, Deadline
 from nnsight.remote.service_errors import NotReached, ServiceError
 
-PATIENCE = 120.0
-"""Seconds after which a server that is busy, or is starting, is given up."""
 _LATER = (429, 502, 503, 504)
 _REFUSED = (401, 403)
 _OLDER = ("0.4.", "0.5.", "0.6.", "0.7.")

@@ -13,12 +13,20 @@ from tests.conftest import states
 
 IN_TUPLES = transformers.__version__.startswith("4.")
 
-BLOCKS: dict[str, Callable[[Any, Any], Any]] = {}
+Block = Callable[[Any, Any], Any]
 
 
-def block(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    BLOCKS[function.__name__] = function
-    return function
+def table() -> tuple[dict[str, Block], Callable[[Block], Block]]:
+    """Functions by name, and what puts one there."""
+    found: dict[str, Block] = {}
+
+    def kept(function: Block) -> Block:
+        return found.setdefault(function.__name__, function)
+
+    return found, kept
+
+
+BLOCKS, block = table()
 
 
 def put_out(hidden: torch.Tensor) -> Any:

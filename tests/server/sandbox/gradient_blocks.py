@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 import nnsight
-from tests.server.sandbox.blocks import ONE, TWO
+from tests.server.sandbox.blocks import ONE, TWO, table
 
-BLOCKS: dict[str, Callable[[Any, Any], Any]] = {}
-MISTAKES: dict[str, Callable[[Any, Any], Any]] = {}
-
-
-def block(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    BLOCKS[function.__name__] = function
-    return function
-
-
-def mistake(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    MISTAKES[function.__name__] = function
-    return function
+BLOCKS, block = table()
+MISTAKES, mistake = table()
 
 
 @block
