@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,8 +35,17 @@ LONGEST = (
 """Files that take long, which are begun with: none of them is to be waited for in the end."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order", metavar="SEED", help="put the test files in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--order")
+    if seed is None:
+        items.sort(key=lambda item: item.path.name not in LONGEST)
+    else:
+        files = {item.path: random.Random(f"{seed} {item.path}").random() for item in items}
+        items.sort(key=lambda item: files[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

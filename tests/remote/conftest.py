@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +37,9 @@ def double(settings: Path) -> Iterator[Double]:
         CONFIG.API.HOST = running.host
         yield running
     environment._asked.clear()
+
+
+@pytest.fixture
+def linecache_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python keeps of the lines of files, without what the test makes it keep."""
+    monkeypatch.setattr(linecache, "cache", dict(linecache.cache))

@@ -19,6 +19,7 @@ from nnsight.capture.saving import Saves
 from nnsight.remote import data_only, wire
 from nnsight.remote.environment import is_local
 from nnsight.remote.errors import PayloadError
+from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.messages import Failure, Line
 from nnsight.remote.reading import Reader
 from nnsight.remote.results import read_result, write_result
@@ -276,9 +277,7 @@ def test_names_that_the_block_does_not_have_are_not_bound(gpt2: Any):
     assert kept == 1 and (packed, gpt2) == before
 
 
-def test_an_error_from_a_server_cannot_fill_the_memory():
-    from nnsight.remote.failure import error_of, raise_through
-
+def test_an_error_from_a_server_cannot_fill_the_memory(linecache_restored: None):
     lines = [Line("nowhere.py", 10**15, "f", "x")] * 5 + [Line("nowhere.py", 3, "f", "x()")] * 5000
     for kind in ("SystemExit", "KeyboardInterrupt", "eval", "ValueError", "x.y", ""):
         error = error_of(Failure(kind, "text", "builtins"))

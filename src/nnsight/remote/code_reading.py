@@ -19,6 +19,7 @@ from nnsight.capture.portable_code import CodeText
 from nnsight.remote import made_by_calls
 from nnsight.remote.errors import PayloadError
 from nnsight.remote.reading import Reader
+from nnsight.remote.shown import Show
 from nnsight.remote.values import Node
 
 
@@ -67,7 +68,7 @@ class CodeReader:
         modules: those that came as source, by name.
     """
 
-    show: Callable[[str, int, str], None]
+    show: Show
     modules: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def makers(self) -> dict[str, Callable[[Node, Reader], Any]]:

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import msgspec
+
 from nnsight.capture.entrance import call_at
 from nnsight.capture.traceback import note
 from nnsight.remote.errors import RemoteError
 from nnsight.remote.messages import Failure, Line
+from nnsight.remote.shown import LAST_LINE, know, name_of
 
 
 def error_of(failure: Failure, job: str = "") -> RemoteError:
@@ -56,9 +59,13 @@ def _kind(module: str, name: str) -> type[RemoteError]:
 
 def raise_through(error: BaseException, lines: Sequence[Line]) -> NoReturn:
     """Raise `error` through frames that stand at the user's lines."""
-    lines = [line for line in lines[-20:] if 0 < line.lineno < 1_000_000]
+    lines = [
+        msgspec.structs.replace(line, filename=name_of(line.filename))
+        for line in lines[-20:]
+        if 0 < line.lineno <= LAST_LINE
+    ]
     for line in lines:
-        _know(line)
+        know(line)
     held = [error]
     del error  # its traceback will hold this frame
     _raise(held, lines)
@@ -72,14 +79,3 @@ def _raise(held: list[BaseException], lines: list[Line]) -> Any:
     text = linecache.getline(line.filename, line.lineno).rstrip()
     span = (line.lineno, line.lineno, len(text) - len(text.lstrip()), len(text))
     call_at(line.filename, line.function, span, lambda: _raise(held, rest))
-
-
-def _know(line: Line) -> None:
-    """Let a traceback show a line whose file is not here."""
-    if linecache.getline(line.filename, line.lineno) or not line.text:
-        return
-    known = linecache.cache.get(line.filename)
-    lines = list(known[2]) if known is not None and len(known) == 4 else []
-    lines += ["\n"] * (line.lineno - len(lines))
-    lines[line.lineno - 1] = f"{line.text}\n"
-    linecache.cache[line.filename] = (sum(map(len, lines)), None, lines, line.filename)

@@ -25,8 +25,8 @@ from nnsight.remote.errors import PayloadError, damaged, too_large
 from nnsight.remote.model import Remotable
 from nnsight.remote.ndif08_pickle import Made, Name, graph_of, parts_of
 from nnsight.remote.ndif08_values import Values, unknown
-from nnsight.remote.parts import Show
-from nnsight.remote.payload import Arrived, shown_texts
+from nnsight.remote.payload import Arrived
+from nnsight.remote.shown import Show, shown_texts
 from nnsight.traces.edit import MODEL, TRACER, BlockBody, Edit, Place
 from nnsight.traces.model import Inputs
 from nnsight.traces.session import Session

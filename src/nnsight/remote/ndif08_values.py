@@ -17,7 +17,7 @@ from nnsight.remote.code_reading import objects
 from nnsight.remote.errors import PayloadError, damaged
 from nnsight.remote.model import Remotable
 from nnsight.remote.ndif08_pickle import Made, Name, Pid
-from nnsight.remote.parts import Show
+from nnsight.remote.shown import Show
 from nnsight.traces.session import session
 
 _KNOWN: Mapping[str, Any] = {

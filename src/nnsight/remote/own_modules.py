@@ -6,10 +6,12 @@ import contextlib
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from nnsight.remote.shown import Show
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -20,9 +22,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         show: told each text that is compiled.
     """
 
-    def __init__(
-        self, texts: Mapping[str, Sequence[Any]], show: Callable[[str, int, str], None]
-    ) -> None:
+    def __init__(self, texts: Mapping[str, Sequence[Any]], show: Show) -> None:
         self._texts, self._show = texts, show
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
@@ -39,9 +39,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @contextlib.contextmanager
-def own_modules(
-    texts: Mapping[str, Sequence[Any]], show: Callable[[str, int, str], None]
-) -> Iterator[None]:
+def own_modules(texts: Mapping[str, Sequence[Any]], show: Show) -> Iterator[None]:
     """Let `import` find the modules of `texts`, before any of the same name that are here."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_of(name, texts)}
     finder = _Finder(texts, show)

@@ -16,13 +16,11 @@ from nnsight.capture.portable import BlockText
 from nnsight.remote.errors import damaged, other_model, place_in_source, without_numbers
 from nnsight.remote.model import Remotable
 from nnsight.remote.reading import Reader
+from nnsight.remote.shown import Show
 from nnsight.remote.values import Node, Value, Writer
 from nnsight.traces import edit_file
 from nnsight.traces.edit import BlockBody, Edit, FunctionBody
 from nnsight.traces.edit_text import TextBody
-
-Show = Callable[[str, int, str], None]
-
 
 _SOURCES = ("nnsight.envoy.operations",)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import linecache
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,9 +32,10 @@ from nnsight.remote.context import RETURNED
 from nnsight.remote.errors import NotSendableError, damaged, not_a_trace
 from nnsight.remote.model import Remotable
 from nnsight.remote.own_modules import own_modules
-from nnsight.remote.parts import ModelReader, ModelWriter, Show, block_node, block_text
+from nnsight.remote.parts import ModelReader, ModelWriter, block_node, block_text
 from nnsight.remote.reading import Reader
 from nnsight.remote.refuse import refuse_block
+from nnsight.remote.shown import Show, shown_texts
 from nnsight.remote.tensors import MemoryReader
 from nnsight.remote.values import Node, Writer
 from nnsight.traces.function import run_function
@@ -290,26 +290,3 @@ def _switches(values: Mapping[str, bool]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(CONFIG.APP, name, value)
-
-
-@contextlib.contextmanager
-def shown_texts() -> Iterator[Show]:
-    """Lets errors show the lines of texts that came over the wire; forgets them at the end."""
-    before: dict[str, Any] = {}
-    lines: dict[str, dict[int, str]] = {}
-
-    def show(filename: str, lineno: int, text: str) -> None:
-        before.setdefault(filename, linecache.cache.get(filename))
-        known = lines.setdefault(filename, {})
-        known.update(enumerate(text.splitlines(keepends=True), lineno))
-        whole = [known.get(n, "\n") for n in range(1, max(known, default=0) + 1)]
-        linecache.cache[filename] = (sum(map(len, whole)), None, whole, filename)
-
-    try:
-        yield show
-    finally:
-        for filename, entry in before.items():
-            if entry is None:
-                linecache.cache.pop(filename, None)
-            else:
-                linecache.cache[filename] = entry

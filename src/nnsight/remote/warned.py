@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 
 from nnsight.remote.messages import Warned
+from nnsight.remote.shown import name_of
 
 
 def give_again(warned: Iterable[Warned]) -> None:
@@ -15,4 +16,4 @@ def give_again(warned: Iterable[Warned]) -> None:
         category = getattr(builtins, each.category, UserWarning)
         if not (isinstance(category, type) and issubclass(category, Warning)):
             category = UserWarning
-        warnings.warn_explicit(each.message, category, each.filename, each.lineno)
+        warnings.warn_explicit(each.message, category, name_of(each.filename), each.lineno)
