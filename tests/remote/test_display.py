@@ -103,7 +103,7 @@ def test_one_line_is_written_over_and_gone_at_the_end(screen: Screen):
 def test_prints_stand_above_it_in_order(screen: Screen):
     with Display() as display:
         display.status(RUNNING)
-        display.print("first")
+        display.print("first\n")
         display.print("second\n")
         display.status(event("LOG", "third"))
         assert screen.lines() == ["first", "second", "third", f"● RUNNING  job {JOB}"]
@@ -183,7 +183,7 @@ def test_verbose_leaves_every_state(screen: Screen):
         display.status(QUEUED)
         display.status(QUEUED)
         display.status(RUNNING)
-        display.print("hello")
+        display.print("hello\n")
         display.tick()
         display.status(COMPLETED)
     assert screen.lines() == [
@@ -212,7 +212,7 @@ def test_two_jobs_share_the_line(screen: Screen):
         first.status(QUEUED)
         second.status(RUNNING)
         assert screen.lines() == [f"● RUNNING  job {JOB}  and 1 more"]
-        first.print("of the first")
+        first.print("of the first\n")
         assert screen.lines()[0] == "of the first" and "QUEUED" in screen.lines()[1]
     assert screen.lines()[0] == "of the first"
 
@@ -239,7 +239,7 @@ def test_a_real_terminal():
 
     code = (
         "from nnsight.remote.display import Display; from nnsight.remote.messages import Event\n"
-        "with Display() as d:\n d.status(Event('j', 'RUNNING')); d.print('hello')\n"
+        "with Display() as d:\n d.status(Event('j', 'RUNNING')); d.print('hello\\n')\n"
         " d.status(Event('j', 'COMPLETED'))"
     )
     leader, follower = pty.openpty()
@@ -276,7 +276,7 @@ def test_a_log_file_has_a_line_for_each_change(
             display.status(one)
             display.tick()
             now[0] += 2
-        display.print("of the block")
+        display.print("of the block\n")
         display.status(COMPLETED)
         display.download(500)(500)
     assert log.err.getvalue().splitlines() == [
@@ -379,7 +379,7 @@ def test_a_cell_has_one_line_that_changes(cells: SimpleNamespace):
         display.status(QUEUED)
         (page,) = cells.outputs
         assert "QUEUED" in page and "position 3 in the queue" in page
-        display.print("of the block")
+        display.print("of the block\n")
         display.status(COMPLETED)
         display.download(10_000_000)
         (page,) = cells.outputs
@@ -425,7 +425,7 @@ from nnsight.remote.messages import Event
 for _ in range(2):
     with Display() as display:
         display.status(Event("j", "QUEUED", "position 2"))
-        display.print("of the block")
+        display.print("of the block\\\\n")
         display.status(Event("j", "COMPLETED"))
 '''
 said = []
@@ -478,7 +478,7 @@ def test_the_switch_leaves_the_prints(screen: Screen):
     try:
         with Display() as display:
             display.status(RUNNING)
-            display.print("of the block")
+            display.print("of the block\n")
             display.download(10)(10)
             display.status(event("LOG", "and this"))
     finally:
@@ -501,7 +501,7 @@ def test_it_never_raises(err: Any, out: Any, monkeypatch: pytest.MonkeyPatch):
     use(monkeypatch, out, err)
     with Display() as display:
         display.status(RUNNING)
-        display.print("of the block")
+        display.print("of the block\n")
         display.tick()
         display.download(10)(10)
     display.status(COMPLETED)
@@ -516,16 +516,16 @@ def test_a_broken_stderr_costs_no_print(monkeypatch: pytest.MonkeyPatch):
     with Display() as display:
         display.status(RUNNING)
         screen.close()
-        display.print("one")
+        display.print("one\n")
         display.status(COMPLETED)
-        display.print("two")
+        display.print("two\n")
     assert out.getvalue() == "one\ntwo\n"
 
 
 def test_characters_that_a_terminal_does_not_have(monkeypatch: pytest.MonkeyPatch):
     raw = io.BytesIO()
     use(monkeypatch, io.TextIOWrapper(raw, encoding="ascii"), None)
-    Display().print("caf\u00e9")
+    Display().print("caf\u00e9\n")
     assert raw.getvalue() == b"caf?\n"
 
 
@@ -549,7 +549,7 @@ def test_threads_may_share_a_terminal(screen: Screen):
         with Display() as display:
             for line in range(50):
                 display.status(RUNNING)
-                display.print(f"{number}:{line}")
+                display.print(f"{number}:{line}\n")
             display.status(COMPLETED)
 
     threads = [threading.Thread(target=job, args=(number,)) for number in range(4)]

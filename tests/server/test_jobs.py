@@ -92,7 +92,9 @@ def test_jobs_of_the_key_are_listed(shared: Server):
 
 def test_a_line_without_an_end_is_told_too(shared: Server):
     events = shared.events(shared.send("say('a'); say('b\\nc'); say(' \\ud800')"))
-    assert [e["description"] for e in events if e["status"] == "LOG"] == ["ab", "c ?"]
+    told = [(e.get("description"), e.get("meta")) for e in events if e["status"] == "LOG"]
+    goes_on = {"end": ""}
+    assert told == [("a", goes_on), ("b", None), ("c", goes_on), (" ?", goes_on)]
 
 
 def test_a_result_of_nothing_is_a_result(shared: Server):

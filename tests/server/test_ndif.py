@@ -51,6 +51,21 @@ def test_a_socket_hears_of_the_jobs_of_its_session(shared: Server):
     assert heard[-1]["data"] == b"1"
 
 
+def test_prints_are_whole_lines(shared: Server):
+    """Its clients end each text that comes with a newline."""
+    socket, session = listen(shared)
+    files = form(session)
+    code = b"for text in ('a', 'b', '\\nc\\n\\n' + 'x' * 20_000, 'd'): say(text)"
+    files["blob"] = ("request", code, "application/octet-stream")
+    shared.call("POST", "/request", files=files)
+    heard = [said(socket)]
+    while heard[-1]["status"] not in ("COMPLETED", "ERROR"):
+        heard.append(said(socket))
+    socket.close()
+    told = [(event["description"], event["meta"]) for event in heard if event["status"] == "LOG"]
+    assert told == [("ab", None), ("c", None), ("", None), ("x" * 20_000 + "d", None)]
+
+
 def test_a_large_result_is_a_link(shared: Server):
     socket, session = listen(shared)
     files = form(session)

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from nnsight.server.events import STARTED
 from nnsight.server.fair import FairQueue
-from nnsight.server.prints import LONGEST_LINE, Prints
+from nnsight.server.prints import LONGEST, Prints
 from nnsight.server.store import Job, Store
 
 
@@ -101,20 +101,46 @@ def test_a_queue_loses_nothing(steps: list[tuple[str, bool]]):
 
 
 @settings(max_examples=60, deadline=None)
-@given(some.lists(some.text("ab\n", max_size=8)))
-def test_lines_are_whole_however_they_are_written(pieces: list[str]):
-    lines: list[str] = []
-    prints = Prints(1000, 10**6, lines.append, "rest")
+@given(some.lists(some.text("ab\n", max_size=8)), some.integers(0, 10), some.booleans())
+def test_what_is_printed_stays_the_same_however_it_is_written(
+    pieces: list[str], lines: int, whole: bool
+):
+    told: list[tuple[str, str]] = []
+    text = "".join(pieces)
+    prints = Prints(
+        lines + text.count("\n") + 1, 10**6, lambda *line: told.append(line), "rest", whole
+    )
     for piece in pieces:
         prints.write(piece)
     prints.end()
-    text = "".join(pieces)
-    assert lines == (text[:-1] if text.endswith("\n") else text).split("\n") if text else not lines
+    if whole and text and not text.endswith("\n"):
+        text += "\n"
+    assert "".join(said + end for said, end in told) == text
+    assert not any("\n" in said or end not in ("\n", "") for said, end in told)
+    assert not (whole and any(not end for _, end in told))
 
 
-def test_a_line_may_not_be_endless():
-    lines: list[str] = []
-    prints = Prints(10, 10**6, lines.append, "rest")
-    prints.write("x" * (2 * LONGEST_LINE + 1))
+def test_a_line_is_not_told_of_endlessly_often():
+    told: list[tuple[str, str]] = []
+    prints = Prints(10, 10**6, lambda *line: told.append(line), "rest", whole=False)
+    for _ in range(10 + 2 * LONGEST + 5):
+        prints.write("x")
     prints.end()
-    assert [len(line) for line in lines] == [LONGEST_LINE, LONGEST_LINE, 1]
+    assert [len(said) for said, _ in told] == [1] * 10 + [LONGEST + 1] * 2 + [3]
+    assert not any(end for _, end in told)
+
+
+def test_what_the_server_says_stands_on_a_line_of_its_own():
+    told: list[tuple[str, str]] = []
+    prints = Prints(2, 10, lambda *line: told.append(line), "rest", whole=False)
+    prints.write("12")
+    prints.note("noted")
+    prints.write("3\n")
+    prints.write("a")
+    prints.write("b\n1234567")
+    prints.write("more\n")
+    prints.end()
+    assert told == [
+        *(("12", ""), ("", "\n"), ("noted", "\n"), ("3", "\n"), ("a", ""), ("b", "\n")),
+        *(("rest", "\n"),),
+    ]

@@ -95,7 +95,7 @@ def test_an_end_is_written_when_there_is_room_again(
         job(server, "b")
         await ended(server, "a", "b")
 
-    events = play(tmp_path, Double(lambda task, hear: hear.said("lost")), scene)
+    events = play(tmp_path, Double(lambda task, hear: hear.said("lost", "\n")), scene)
     assert refusals == ["LOG", "COMPLETED", "COMPLETED"]
     assert [e.status for e in events["a"]][-1] == "COMPLETED"
     assert [e.status for e in events["b"]][-2:] == ["LOG", "COMPLETED"]
@@ -113,7 +113,7 @@ def test_a_database_that_may_not_grow(tmp_path: Path, monkeypatch: pytest.Monkey
             with pytest.raises(sqlite3.OperationalError, match="full"):
                 while True:
                     server.store.append(task.job, "LOG", "x")
-            hear.said("lost")
+            hear.said("lost", "\n")
             with pytest.raises(sqlite3.OperationalError, match="full"):
                 server.store.add(replace(JOB, id="b", session="s" * 10_000), "", "")
 
@@ -135,7 +135,7 @@ def test_a_cancelled_job_stays_cancelled_however_it_ends(tmp_path: Path):
     async def scene(server: Serving) -> None:
         def cancel(task: Task, hear: Hearer) -> None:
             assert server.cancel(server.store.job(task.job))  # type: ignore[arg-type] # it is there
-            hear.said("too late")
+            hear.said("too late", "\n")
 
         engine.act = cancel
         job(server, "a")

@@ -267,7 +267,7 @@ class RemoteBackend:
         for event in events:
             self.job_id, self._seen = connection.job or None, connection.seen
             if event.status == LOG:
-                display.print(event.description)
+                display.print(event.printed)
                 continue
             self.status = event.status
             display.status(event)

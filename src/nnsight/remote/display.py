@@ -2,7 +2,7 @@
 
     with Display() as display:
         display.status(event)
-        display.print("a line that the block printed")
+        display.print("a line that the block printed\n")
         progress = display.download(total)
         progress(len(piece))
 
@@ -25,7 +25,7 @@ from typing import Any, ParamSpec
 from nnsight.config import CONFIG
 from nnsight.remote.messages import LOG, Event
 from nnsight.remote.progress import Moment, Transfer, detail_of, one_line
-from nnsight.remote.surfaces import Nowhere, Surface, surface
+from nnsight.remote.surfaces import Nowhere, Surface, printed, surface
 
 _OFTEN = 0.1  # seconds between two pictures of a transfer
 _SMALL = 1_000_000  # bytes of a transfer that is not worth a picture before it has begun
@@ -91,7 +91,7 @@ class Display:
     def status(self, event: Event) -> None:
         """Show the state that an event tells of; the text of a LOG is printed."""
         if event.status == LOG:
-            self.print(event.description)
+            self.print(event.printed)
             return
         new = (event.status, event.description) != (self._event.status, self._event.description)
         self._event, self._transfer, self._notice = event, None, ""
@@ -117,7 +117,7 @@ class Display:
         """Print what the block printed, as it would be printed here."""
         for display in list(_open):
             display._make_room()
-        _write(text if text.endswith("\n") else f"{text}\n")
+        _write(text)
         self._redraw()
 
     @_never_raises
@@ -201,3 +201,4 @@ def _write(text: str) -> None:
     except UnicodeEncodeError:  # characters that this terminal has no bytes for
         out.write(text.encode(out.encoding, "replace").decode(out.encoding))
     out.flush()
+    printed(out, text)

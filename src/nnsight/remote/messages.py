@@ -27,6 +27,14 @@ class Event(msgspec.Struct, omit_defaults=True):
         """Whether nothing comes after it."""
         return self.status in ENDS
 
+    @property
+    def printed(self) -> str:
+        """What a LOG stands for: its text, and a newline unless it says that there is none."""
+        end = self.meta.get("end") if isinstance(self.meta, dict) else None
+        if not isinstance(end, str):  # NDIF's format has no way to say it
+            end = "" if self.description.endswith("\n") else "\n"
+        return self.description + end
+
 
 class Line(msgspec.Struct, array_like=True):
     """A line of the user's that an error came through."""

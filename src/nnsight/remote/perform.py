@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,8 +17,7 @@ from nnsight.remote.context import serving
 from nnsight.remote.errors import NotSendableError, PayloadError, RemoteError
 from nnsight.remote.messages import Failure, Line, Warned
 from nnsight.remote.model import Remotable
-
-Say = Callable[[str], None]
+from nnsight.remote.printing import Say, printing
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,14 @@ def perform(body: Any, model: Remotable, say: Say, format: Format | None = None)
     Args:
         body: the message, as `payload.write` made it.
         model: the model that it is for, with its weights.
-        say: is given what the block prints, as it prints it.
+        say: is given what the block prints, as soon as it is to be shown.
         format: how the message is written; as nnsight/1 if left out.
     """
     format = format or Ours()
     warned: list[Warned] = []
     phase = "read"
     try:
-        with _printing(say), _warnings(warned), serving(), format.arrived(body, model) as arrived:
+        with printing(say), _warnings(warned), serving(), format.arrived(body, model) as arrived:
             phase = "run"
             names, failure = _run(arrived)
             phase = "send"
@@ -145,39 +142,6 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def _is_ours(filename: str) -> bool:
     return filename.startswith((os.path.join(_HERE, ""), "<frozen"))
-
-
-class _Lines(io.TextIOBase):
-    """A stream that hands on whole lines as they are written, and the rest at the end."""
-
-    def __init__(self, say: Say) -> None:
-        self._say, self._rest = say, ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        whole, newline, self._rest = (self._rest + text).rpartition("\n")
-        if newline:
-            self._say(whole + newline)
-        return len(text)
-
-    def flush(self) -> None:
-        rest, self._rest = self._rest, ""
-        if rest:
-            self._say(rest)
-
-
-@contextlib.contextmanager
-def _printing(say: Say) -> Iterator[None]:
-    """What is printed goes to `say`."""
-    before, lines = sys.stdout, _Lines(say)
-    sys.stdout = lines  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.stdout = before
-        lines.flush()
 
 
 @contextlib.contextmanager

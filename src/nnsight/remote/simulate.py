@@ -20,6 +20,7 @@ from nnsight.capture.tracer import Tracer
 from nnsight.remote import environment, errors, payload, pipe, results, wire
 from nnsight.remote.code_values import CodeWriter
 from nnsight.remote.deadline import Deadline
+from nnsight.remote.display import Display
 from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.messages import Failure
 from nnsight.remote.values import Writer
@@ -97,14 +98,15 @@ class LocalSimulationBackend:
         self, process: subprocess.Popen[bytes], reading: int
     ) -> tuple[Failure | None, bytearray]:
         try:
-            for kind, content in pipe.receive(reading, Deadline.after(self.timeout)):
-                if kind == pipe.LOG:
-                    print(content.decode(), end="", flush=True)
-                elif kind == pipe.END:
-                    size = int.from_bytes(content[:8], "little")
-                    told = content[8 : 8 + size]
-                    failure = msgspec.json.decode(told, type=Failure | None)
-                    return failure, content[8 + size :]
+            with Display() as display:
+                for kind, content in pipe.receive(reading, Deadline.after(self.timeout)):
+                    if kind == pipe.LOG:
+                        display.print(content.decode())
+                    elif kind == pipe.END:
+                        size = int.from_bytes(content[:8], "little")
+                        told = content[8 : 8 + size]
+                        failure = msgspec.json.decode(told, type=Failure | None)
+                        return failure, content[8 + size :]
         except TimeoutError:
             raise errors.timed_out("this machine", "") from None
         raise errors.process_ended(process.wait())

@@ -115,9 +115,14 @@ class Lines:
 
 
 class Terminal:
-    """One line at the bottom that is written over, and gone when the job is done."""
+    """One line at the bottom that is written over, and gone when the job is done.
+
+    Where a printed line has not ended, it stands below that line, and the cursor stays where the
+    next text goes on.
+    """
 
     live = True
+    inside = False  # of a line that was printed and has not ended; there is one terminal
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -132,8 +137,14 @@ class Terminal:
         code = _SGR.get(moment.colour)
         if code and not self._plain:
             head, rest = f"\x1b[1;{code}m{head}\x1b[0m", f"\x1b[2m{rest}\x1b[0m"
-        self._write(f"\r\x1b[2K{head}{rest}")
+        self._put(f"{head}{rest}")
         self._is_shown = True
+
+    def _put(self, text: str) -> None:
+        line = f"\r\x1b[2K{text}"
+        if Terminal.inside:  # make room below, by scrolling if need be; go there and come back
+            line = f"\x1bD\x1b[A\x1b7\n{line}\x1b8"
+        self._write(line)
 
     def _glyphs(self, moment: Moment) -> tuple[str, str]:
         rest = moment.rest()
@@ -155,9 +166,13 @@ class Terminal:
     def hide(self) -> None:
         if self._is_shown:
             self._is_shown = False
-            self._write("\r\x1b[2K")
+            self._put("")
 
     def keep(self, moment: Moment) -> None:
+        if Terminal.inside:
+            self.hide()
+            self._write("\n")
+            Terminal.inside = False
         self.show(moment)
         self._is_shown = False
         self._write("\n")
@@ -168,6 +183,12 @@ class Terminal:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def printed(out: TextIO, text: str) -> None:
+    """Note whether a text that was printed ended with its line."""
+    if text and out.isatty():
+        Terminal.inside = not text.endswith("\n")
 
 
 def _width(out: TextIO) -> int:

@@ -56,7 +56,7 @@ class Hearer:
     """Who wants to know what a task does."""
 
     began: Callable[[], None]
-    said: Callable[[str], None]  # a line that it printed
+    said: Callable[[str, str], None]  # what it printed, and what stands after it: "\n" or ""
 
 
 class Engine(Protocol):

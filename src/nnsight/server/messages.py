@@ -39,6 +39,7 @@ class Run(msgspec.Struct, tag="run", frozen=True):
     job: str
     format: str
     trusted: bool  # its code may run in this process
+    lines: bool  # who sent it is told of whole lines only
 
 
 class Check(msgspec.Struct, tag="check", frozen=True):
@@ -71,6 +72,7 @@ class Say(msgspec.Struct, tag="say", frozen=True):
     """What the block printed."""
 
     text: str
+    end: str  # what stands after it: a newline, or nothing yet
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from nnsight.remote.wire import PROTOCOL
 from nnsight.server import confine, errors
 from nnsight.server.engine import Ended, Hearer, Plan, State, Task
 from nnsight.server.errors import End
@@ -116,7 +117,8 @@ class Process:
             with task.request.open("rb") as request, part_of(task.result).open("wb") as result:
                 self.state.state = "busy"
                 files = [request.fileno(), result.fileno()]
-                return await self._ask(Run(task.job, task.format, task.trusted), files)
+                lines = task.format != PROTOCOL  # NDIF's clients end each text that comes
+                return await self._ask(Run(task.job, task.format, task.trusted, lines), files)
         finally:
             self._hearer = None
             for timer in (alarm, self._mercy):
@@ -245,7 +247,7 @@ class Process:
             self._begun = True
             self._hearer.began()
         elif isinstance(message, Say) and self._hearer is not None:
-            self._hearer.said(message.text)
+            self._hearer.said(message.text, message.end)
         elif isinstance(message, (Done, Checked)):
             self._failures = 0
             if self._answer is not None and not self._answer.done():

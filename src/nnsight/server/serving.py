@@ -232,7 +232,7 @@ class Serving:
             keys.is_trusted(self.store, job.key),
         )
         began = functools.partial(self._try_note, id, RUNNING, "Your job is running.")
-        hear = Hearer(began, functools.partial(self._try_note, id, LOG))
+        hear = Hearer(began, functools.partial(self._said, id))
         try:
             ended = await self.engine.run(task, hear)
         except Exception:
@@ -240,10 +240,13 @@ class Serving:
             ended = Ended(end=errors.fault())
         await self._finish(id, ended)
 
-    def _try_note(self, job: str, status: str, description: str) -> None:
+    def _said(self, job: str, text: str, end: str) -> None:
+        self._try_note(job, LOG, text, None if end == "\n" else {"end": end})
+
+    def _try_note(self, job: str, status: str, description: str, meta: Any = None) -> None:
         """Write an event that may be lost when the disk is full."""
         try:
-            self.note(job, status, description)
+            self.note(job, status, description, meta=meta)
         except sqlite3.Error as error:
             log.error("%s of job %s is lost (%s): %s", status, job, error, description)
 

@@ -135,8 +135,8 @@ class Here:
     interrupts: Interrupts
     surroundings: Surroundings
 
-    def say(self, line: str) -> None:
-        self.pipe.send(Say(line))
+    def say(self, text: str, end: str) -> None:
+        self.pipe.send(Say(text, end))
 
 
 def main(end: socket.socket) -> None:
@@ -178,7 +178,7 @@ def load(start: Start) -> Loaded:
 def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, here: Here) -> Done:
     """Run one request and write its result."""
     rest = errors.prints_full(Limits(prints=start.prints, print_bytes=start.print_bytes))
-    prints = Prints(start.prints, start.print_bytes, here.say, rest)
+    prints = Prints(start.prints, start.print_bytes, here.say, rest, run.lines)
     began = time.perf_counter()
     try:
         # a copy of its own, page by page as they are written to: tensors lie in it
@@ -195,7 +195,7 @@ def run(run: Run, loaded: Loaded, request: Any, result: Any, start: Start, here:
     changed = here.surroundings.put_back() + loaded.changed()
     prints.end()
     if changed:
-        here.say(errors.left_otherwise(changed))
+        prints.note(errors.left_otherwise(changed))
     return Done(size, failure, time.perf_counter() - began, loaded.peak(), changed)
 
 
