@@ -751,7 +751,8 @@ x.save()  #!
 === stop outside a trace
 OutsideTraceError: `tracer\.stop\(\)` was called outside.*Call it inside
 plain
-tracer = model.trace(x)
+with model.trace(x) as tracer:
+    y = model.output.save()
 tracer.stop()  #!
 
 === stop between invokes
@@ -764,7 +765,9 @@ with model.trace() as tracer:
 === a barrier outside a trace
 OutsideTraceError: `barrier\(\)` was called outside.*Call it inside
 plain
-meet = model.trace(x).barrier(2)
+with model.trace(x) as tracer:
+    y = model.output.save()
+meet = tracer.barrier(2)
 meet()  #!
 
 === a barrier for too many

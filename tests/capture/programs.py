@@ -17,7 +17,7 @@ from constructs import CONSTRUCTS, Construct
 from verdict import asked
 
 HERE = Path(__file__).resolve().parent
-WATCHDOG = 60
+WATCHDOG = 120  # seconds, on a machine that does much else
 LONGEST = 100_000  # characters of one argument on a command line
 
 BEGIN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import places; places.begin()\n"

@@ -118,12 +118,14 @@ def test_a_barrier_that_is_too_large(model):
 @pytest.mark.parametrize("n", [0, -1, "a", 2.0, None])
 def test_a_number_that_is_none(model, n):
     with pytest.raises(ValueError, match="a whole number from 1 on") as caught:
-        model.trace().barrier(n)
+        with model.trace() as tracer:
+            tracer.barrier(n)
     assert repr(n) in str(caught.value)
 
 
 def test_a_barrier_where_no_block_runs(model):
-    meet = model.trace().barrier(2)
+    with pytest.warns(UserWarning, match="no `with` entered it"):
+        meet = model.trace().barrier(2)
     with pytest.raises(ValueError, match=r"barrier\(\)"):
         meet()
     with pytest.raises(ValueError, match=r"barrier\(\)"), model.trace() as tracer:

@@ -265,11 +265,46 @@ def test_stop_cuts_the_siblings_short_with_a_warning(model):
 
 
 def test_stop_where_nothing_runs(model):
-    tracer = model.trace(X)
+    with model.trace(X) as tracer:
+        y = model.output.save()
     with pytest.raises(ValueError, match=r"tracer\.stop\(\)"):
         tracer.stop()
+    assert torch.equal(y, model._module(X))
     with pytest.raises(ValueError, match=r"tracer\.stop\(\)"), model.trace() as tracer:
         tracer.stop()
+
+
+def test_a_trace_that_no_with_enters_says_so(model):
+    makers = [
+        lambda: model.trace(X),
+        lambda: model.scan(X),
+        lambda: model.session(),
+        lambda: nnsight.session(),
+        lambda: model.edit(),
+    ]
+    for make in makers:
+        line = make.__code__.co_firstlineno
+        with pytest.warns(UserWarning, match="no `with` entered it, so nothing ran") as given:
+            make()
+        assert [(w.filename, w.lineno) for w in given] == [(__file__, line)]
+
+
+def test_an_invoke_that_no_with_enters_says_so(model):
+    with pytest.warns(UserWarning, match=r"`tracer\.invoke\(\.\.\.\)` was made here") as given:
+        with model.trace() as tracer:
+            tracer.invoke(X)
+            with tracer.invoke(X):
+                y = model.output.save()
+    assert torch.equal(y, model._module(X)) and len(given) == 1
+
+
+def test_a_trace_that_is_entered_or_run_says_nothing(model):
+    tracer = model.trace(X)
+    with tracer:
+        y = model.output.save()
+    del tracer
+    assert torch.equal(model.run(X, lambda tracer, model: model.output.save()), y)
+    assert torch.equal(model.trace(X, trace=False), y)
 
 
 def test_a_tracer_runs_once(model, module):
@@ -285,8 +320,11 @@ def test_an_invoke_has_no_place_in_a_block_with_an_input(model):
     with pytest.raises(ValueError, match="input of its own"), model.trace(X) as tracer:
         with tracer.invoke(X):
             pass
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model.output.save()
     with pytest.raises(ValueError, match="not open"):
-        model.trace().invoke(X)
+        tracer.invoke(X)
     with pytest.raises(ValueError, match="already running"), model.trace() as tracer:
         with tracer.invoke(X):
             with tracer.invoke(X):

@@ -18,6 +18,14 @@ class NestedTraceError(ValueError):
     """A trace was entered in a way that leaves no block of its own to run."""
 
 
+def never_entered(what: str) -> str:
+    """What a trace without a `with` did."""
+    return (
+        f"`{what}` was made here and no `with` entered it, so nothing ran. Write `with {what}:`, "
+        "and a block under it."
+    )
+
+
 def no_source(filename: str) -> WithBlockNotFoundError:
     """Nothing knows the text behind `filename` (stdin, a bare `exec`, a lost file)."""
     return WithBlockNotFoundError(

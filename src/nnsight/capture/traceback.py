@@ -63,12 +63,12 @@ def _without_hidden(traceback: TracebackType | None) -> TracebackType | None:
     return rebuilt
 
 
-def users_line() -> int:
-    """The line of the user's code that led here; 0 if there is none."""
+def users_place() -> tuple[str, int]:
+    """The file and line of the user's code that led here; no file and line 0 if there is none."""
     frame: FrameType | None = frame_at(1)
     while frame is not None and is_hidden(frame.f_code.co_filename):
         frame = frame.f_back
-    return 0 if frame is None else frame.f_lineno
+    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 def note(error: BaseException, text: str) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Token
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from nnsight.capture import saving, traceback
 from nnsight.capture.block import Block, compile_block, outer_of
 from nnsight.capture.entrance import GLOBALS, entrance
-from nnsight.capture.errors import NestedTraceError, not_skipped
+from nnsight.capture.errors import NestedTraceError, never_entered, not_skipped
 from nnsight.capture.frames import frame_at, span_of
 from nnsight.capture.instructions import past_target
 from nnsight.capture.names import names_of
@@ -201,6 +203,21 @@ class Tracer:
         self.pending: Any = None  # what is awaited before its names are bound
         self._undo: Undo | None = None
         self._wrapped = False
+        self._offered: tuple[str, str, int] | None = None  # until it is entered
+
+    def offered(self: T, what: str) -> T:
+        """Itself, for the user to enter; dropped without that, it says that nothing ran.
+
+        Args:
+            what: how the user made it, as `model.trace(...)`.
+        """
+        self._offered = (what, *traceback.users_place())
+        return self
+
+    def __del__(self) -> None:
+        if self._offered is not None and not sys.is_finalizing():
+            what, filename, line = self._offered
+            warnings.warn_explicit(never_entered(what), UserWarning, filename, line)
 
     # What a subclass says.
 
@@ -211,7 +228,7 @@ class Tracer:
     # What a `with` calls.
 
     def _begin(self, found: _Found | BaseException) -> tuple[Any, BaseException | None]:
-        self.entering = None
+        self.entering = self._offered = None
         if self.scope is not None:
             return None, NestedTraceError("this trace is already open: call `model.trace` again")
         if isinstance(found, BaseException):

@@ -48,7 +48,7 @@ def edit(
     """
     made = Editing(self, inplace, name, every_step, backend)
     if fn is None:
-        return made
+        return made.offered("model.edit()")
     made.add(FunctionBody(fn))
     return made.edited
 
@@ -134,4 +134,4 @@ def session(self: Any, backend: Backend | None = None) -> Session:
 
     The traces in it may be of any model; `nnsight.session()` is the same.
     """
-    return Session(backend)
+    return Session(backend).offered("model.session()")

@@ -157,7 +157,7 @@ class Envoy(Traced):
             return self._plain(given, fn)
         tracer = tracer_cls(self, given, fn, backend)
         tracer.reporting = report
-        return tracer
+        return tracer.offered("model.trace(...)")
 
     def scan(self, *args: Any, **kwargs: Any) -> Any:
         """Find shapes and dtypes: a `trace` whose tensors have no numbers.

@@ -15,7 +15,7 @@ import torch
 from nnsight.capture import locks, saving
 from nnsight.capture.mentions import codes_of, mentions, named_in
 from nnsight.capture.scope import Scope
-from nnsight.capture.traceback import users_line
+from nnsight.capture.traceback import users_place
 from nnsight.interleave import ambient, errors
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
@@ -358,7 +358,7 @@ class Worker:
             raise
         if answered:
             return answer
-        self.request, self.line = request, users_line()
+        self.request, self.line = request, users_place()[1]
         thread.park()
         refusal, self._refusal = self._refusal, None
         if refusal is not None:

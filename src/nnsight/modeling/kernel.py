@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nnsight.capture.traceback import is_hidden
+from nnsight.capture.traceback import users_place
 from nnsight.envoy.operations import Operation
 from nnsight.envoy.places import Forward, prepare
 from nnsight.interleave import request
@@ -89,7 +89,7 @@ class Pattern:
         given = request.read(Location(self.operation, INPUT))
         pattern, value = self._computed(given)
         flows = pattern.requires_grad and torch.is_grad_enabled() and _names_gradients()
-        where = _users_line()
+        where = users_place()
 
         def put(new: torch.Tensor) -> None:
             self._put(new, value, where)
@@ -99,7 +99,7 @@ class Pattern:
 
     def write(self, value: Any) -> None:
         pattern, values = self._computed(request.read(Location(self.operation, INPUT)))
-        self._put(fitting(self.name, value, pattern), values, _users_line())
+        self._put(fitting(self.name, value, pattern), values, users_place())
 
     def _computed(self, given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The pattern, and the values that it mixes."""
@@ -229,11 +229,3 @@ def additive(name: str, mask: Any, query: Any, key: Any, causal: bool) -> torch.
 def _names_gradients() -> bool:
     """Whether the block says anything of gradients: else the kernel's own output stays."""
     return any(map(here.worker.names, ("backward", "grad", "retain_grad")))
-
-
-def _users_line() -> tuple[str, int]:
-    """The file and line of the block that asks."""
-    frame: Any = sys._getframe(1)
-    while frame.f_back is not None and is_hidden(frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from nnsight import nested
-from nnsight.capture.frames import frame_at
-from nnsight.capture.traceback import is_hidden
+from nnsight.capture.traceback import users_place
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.interleaver import Interleaver
 from nnsight.interleave.location import RESULT, SKIP, Location
@@ -226,10 +225,8 @@ def _spelled(location: Location) -> str:
 
 def users_line() -> str:
     """`file:line` of the user's code that this thread is running."""
-    frame = frame_at(1)
-    while is_hidden(frame.f_code.co_filename) and frame.f_back is not None:
-        frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    filename, line = users_place()
+    return f"{os.path.basename(filename)}:{line}"
 
 
 def _shape(value: Any) -> str:

@@ -35,4 +35,4 @@ def session() -> Session:
 
     For traces of several models; `model.session()` is the same.
     """
-    return Session()
+    return Session().offered("nnsight.session()")

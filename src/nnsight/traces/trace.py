@@ -115,7 +115,7 @@ class Trace(Tracer):
         if self.scope is None:
             raise invoke_without_trace()
         refuse_inside_run()
-        return Invoke(self.take, Inputs(args, kwargs))
+        return Invoke(self.take, Inputs(args, kwargs)).offered("tracer.invoke(...)")
 
     @property
     def iter(self) -> Iter:

@@ -113,7 +113,7 @@ class GuestRun:
             "back": request.back,
             "step": None,
             "waited": worker.waited,
-            "line": traceback.users_line(),
+            "line": traceback.users_place()[1],
             "spot": "" if self.journal is None else users_line(),
         }
         if request.action == WAIT and isinstance(request.ready, _Begun):
