@@ -8,7 +8,6 @@ takes is read off its code, and off that of the functions which it calls by name
 from __future__ import annotations
 
 import dis
-import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from nnsight.capture import errors
+from nnsight.capture.libraries import is_installed
 from nnsight.capture.mentions import functions_of
 from nnsight.capture.percode import PerCode
 from nnsight.capture.rewrite import HELPER
@@ -23,7 +23,6 @@ from nnsight.capture.traceback import is_hidden
 
 _OWNED = (type(threading.RLock()), threading.Condition)
 _DEPTH = 4  # functions that functions call
-_LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 _BETWEEN = {"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"}
 _ENTERS = {"BEFORE_WITH", "SETUP_WITH", "COPY"}  # COPY: from 3.14 on
 _ENTERING = frozenset(dis.opmap[name] for name in _ENTERS - {"COPY"} if name in dis.opmap) or {
@@ -49,7 +48,7 @@ _kept: PerCode[_Uses] = PerCode(_Uses)
 
 def _look(code: CodeType, uses: _Uses) -> None:
     own = code.co_filename
-    uses.library = own.startswith(_LIBRARIES) or is_hidden(own)
+    uses.library = is_installed(own) or is_hidden(own)
     if not uses.library:
         _look_through(code, uses)
     uses.known = True

@@ -10,7 +10,6 @@ import ast
 import math
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from nnsight.capture import listing
+from nnsight.capture.libraries import is_installed
 from nnsight.traces import errors
 from nnsight.traces.edit import (
     MODEL,
@@ -186,11 +186,8 @@ def _importable(value: Any) -> bool:
 def _installed(module: Any) -> bool:
     """Whether a module belongs to Python or to a package, and not to the user's own files."""
     file = module.__spec__.origin or ""
-    homes = (*_HOMES, os.path.dirname(os.path.dirname(errors.__file__)))
-    return not os.path.isabs(file) or file.startswith(tuple(os.path.join(h, "") for h in homes))
-
-
-_HOMES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    ours = os.path.join(os.path.dirname(os.path.dirname(errors.__file__)), "")
+    return not os.path.isabs(file) or is_installed(file) or file.startswith(ours)
 
 
 def _model_at(path: str) -> str:

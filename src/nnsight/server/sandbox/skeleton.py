@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch.nn import Module
 
+from nnsight.capture.libraries import is_installed
 from nnsight.capture.traceback import is_hidden
 from nnsight.interleave.request import here
 from nnsight.server.sandbox.errors import changes_model
@@ -48,11 +48,10 @@ def _asked_by_block() -> bool:
     while frame.f_code.co_filename.startswith((_TORCH, __file__)) and frame.f_back is not None:
         frame = frame.f_back
     name = frame.f_code.co_filename
-    return not is_hidden(name) and not name.startswith(_LIBRARIES)
+    return not is_hidden(name) and not is_installed(name)
 
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 class _Fetching(dict[str, Any]):
