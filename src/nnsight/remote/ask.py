@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import Any
 from urllib.parse import urlsplit
 
 from nnsight.config import CONFIG
 from nnsight.remote import service_errors as errors
+from nnsight.remote.deadline import Deadline
+from nnsight.remote.progress import one_line
 
-SECONDS = 10.0  # to wait for a connection, and for each part of the answer
+SECONDS = 10.0  # to wait for an answer, and all of it
 
 
-def ask(path: str, *, host: str | None = None, api_key: str | None = None) -> Any:
+def ask(
+    path: str,
+    *,
+    host: str | None = None,
+    api_key: str | None = None,
+    deadline: Deadline | None = None,
+) -> Any:
     """What a server answers to `GET path`, as Python values.
 
     Args:
         host: its address; `CONFIG.API.HOST` if left out.
         api_key: the key to send; `CONFIG.API.APIKEY` if left out.
+        deadline: when to stop waiting, if that is sooner than usual.
 
     Raises:
         ServiceError: there is no such answer; its text says why, in words for the user.
     """
-    import requests  # not at import: it takes a tenth of a second
+    from nnsight.remote import line  # not at import: `requests` takes a tenth of a second
 
     host = (CONFIG.API.HOST if host is None else host).rstrip("/")
     if not is_address(host):
         raise errors.no_address(host)
     headers = {"Accept": "application/json", **key_header(api_key)}
+    left, told = (SECONDS, SECONDS) if deadline is None else (deadline.left, None)
+    end = Deadline.after(min(SECONDS, left))
     try:
-        # Redirects would carry the key to an address that the user has not named
-        answer = requests.get(host + path, headers=headers, timeout=SECONDS, allow_redirects=False)
-    except (requests.RequestException, UnicodeError, OSError) as error:
-        raise errors.not_reached(host, reason(error, SECONDS)) from None
-    if answer.is_redirect:
-        raise errors.moved(host, answer.headers.get("Location", ""))
-    found = _decoded(answer)
+        answer = line.exchange(
+            *(host, "GET", host + path, lambda: end.left),
+            connect=SECONDS,
+            silence=SECONDS,
+            headers=headers,
+        )
+        if answer.is_redirect:
+            answer.close()
+            raise errors.moved(host, answer.headers.get("Location", ""))
+        found = _decoded(line.whole(answer))
+    except line.TooMuch:
+        raise errors.not_understood(host, path) from None
+    except errors.ServiceError:
+        raise
+    except (*line.BROKEN, UnicodeError) as error:
+        raise errors.not_reached(host, reason(error, told)) from None
     if answer.status_code != 200:
         detail = found.get("detail") if isinstance(found, dict) else None
-        detail = detail if isinstance(detail, str) else answer.reason or "no reason is given"
-        raise errors.refused(host, path, answer.status_code, detail.rstrip(".") + ".")
+        detail = one_line(detail if isinstance(detail, str) else answer.reason or "")
+        raise errors.refused(
+            host, path, answer.status_code, (detail or "no reason is given").rstrip(".") + "."
+        )
     if found is _NOTHING:
         raise errors.not_understood(host, path)
     return found
@@ -57,10 +80,10 @@ def is_address(host: str) -> bool:
 _NOTHING = object()
 
 
-def _decoded(answer: Any) -> Any:
+def _decoded(content: bytes) -> Any:
     try:
-        return answer.json()
-    except ValueError:
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return _NOTHING
 
 
@@ -90,7 +113,8 @@ def reason(error: BaseException, seconds: float | None = None) -> str:
         return "its certificate is not accepted"
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy of the environment does not lead there"
-    if isinstance(error, requests.exceptions.Timeout):
+    late = (requests.exceptions.Timeout, TimeoutError)
+    if any(isinstance(inner, late) for inner in _chain(error)):
         return f"no answer within {seconds:g} seconds" if seconds else "no answer in time"
     for inner in _chain(error):
         if isinstance(inner, socket.gaierror):

@@ -10,7 +10,7 @@ import msgspec
 
 from nnsight.capture.traceback import note
 from nnsight.capture.tracer import Tracer
-from nnsight.config import CONFIG
+from nnsight.config import CONFIG, Secret
 from nnsight.remote import (
     asynchronous,
     changes,
@@ -37,6 +37,7 @@ Function = Callable[[Any, Any], Any]
 class AnyConnection(Protocol):
     """A server in its own format, and the job that is followed there."""
 
+    deadline: Deadline
     job: str
     seen: int
     beat: Callable[[], None]
@@ -82,7 +83,7 @@ class RemoteBackend:
         self.model = None if isinstance(model, str) else model
         self.model_key = model if isinstance(model, str) else None
         self.host = (host or CONFIG.API.HOST).rstrip("/")
-        self.api_key = api_key
+        self.api_key = None if api_key is None else Secret(api_key)
         self.env = dict(env or {})
         self.blocking = blocking
         self.verbose = verbose
@@ -129,14 +130,16 @@ class RemoteBackend:
             self._submit(tracer, function)
         return None
 
-    def _request(self, tracer: Tracer, function: Function | None, to_ndif: bool) -> payload.Request:
+    def _request(
+        self, tracer: Tracer, function: Function | None, connection: AnyConnection
+    ) -> payload.Request:
         """The block as data, seen to be what the server can take."""
         if self.model is None:
             raise errors.no_model()
-        write = ndif08_write.write if to_ndif else payload.write
+        write = ndif08_write.write if isinstance(connection, NdifConnection) else payload.write
         request = write(tracer, self.model, environment.is_local, CONFIG.API.COMPRESS, function)
         with contextlib.suppress(environment.errors.ServiceError):
-            about = environment.remote_env(self.host)
+            about = environment.remote_env(self.host, deadline=connection.deadline)
             for lack in environment.lacking(request.imported, about):
                 if lack.absent:
                     raise errors.lacking(str(lack), request.imported.get(lack.name, ""))
@@ -157,7 +160,7 @@ class RemoteBackend:
     def _run(self, tracer: Tracer, function: Function | None) -> None:
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(self.timeout), display.notice)
-            request = self._request(tracer, function, isinstance(connection, NdifConnection))
+            request = self._request(tracer, function, connection)
             if isinstance(connection, Connection):
                 connection.upload = display.upload
             with self._cancelled_by_ctrl_c(connection):
@@ -169,7 +172,7 @@ class RemoteBackend:
     def _submit(self, tracer: Tracer, function: Function | None) -> None:
         with Display(self.verbose) as display:
             connection = self._connection(Deadline.after(self.timeout), display.notice)
-            request = self._request(tracer, function, isinstance(connection, NdifConnection))
+            request = self._request(tracer, function, connection)
             if isinstance(connection, Connection):
                 connection.upload = display.upload
             first = connection.receipt(connection.submit(request.key, request.pieces, stream=False))
@@ -277,9 +280,12 @@ class RemoteBackend:
 
     def _result(self, last: Event, connection: AnyConnection, display: Display) -> results.Result:
         """What the job saved; nothing where it failed before it saved."""
+        if last.data is None and last.status != ERROR:
+            raise errors.end_not_read(self.host, "The server tells of no result.", connection.job)
         if last.data is None:
             return results.Result({}, [])
-        size = last.data.get("size", 0) if isinstance(last.data, dict) else 0
+        size = last.data.get("size") if isinstance(last.data, dict) else None
+        size = size if type(size) is int and size > 0 else 0
         content = connection.result(last.data, display.download(size))
         if isinstance(connection, NdifConnection):
             names = ndif08_result.read(content, self.model, CONFIG.API.TRUST_SERVER)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import sys
 import time
 import uuid
@@ -21,22 +20,28 @@ from typing import Any
 
 import msgspec
 import requests
-from requests.adapters import HTTPAdapter
 
-from nnsight.remote import errors, service_errors
-from nnsight.remote.ask import is_address, key_header, reason
+from nnsight.remote import errors, line
+from nnsight.remote.answers import (
+    BUSY,
+    CONNECT,
+    begin_of,
+    cancelled,
+    detail_of,
+    retry_after,
+    see_that_it_can_be_asked,
+)
+from nnsight.remote.ask import key_header, reason
 from nnsight.remote.deadline import PATIENCE, Deadline
+from nnsight.remote.line import BROKEN, TooMuch
 from nnsight.remote.messages import Event
 from nnsight.remote.wire import MEDIA_TYPE
 from nnsight.version import __version__
 
-CONNECT = 10.0  # seconds for a connection
 SILENCE = 35.0  # seconds without a heartbeat after which a line is taken for dead
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
-_BUSY = (429, 503)
-_BROKEN = (requests.RequestException, OSError, EOFError)
+_AT_ONCE = 0.2  # seconds to wait for the end of an answer that has told all
 Progress = Callable[[int], None]
-_sessions: dict[tuple[int, str], requests.Session] = {}
 
 
 class _Body(io.RawIOBase):
@@ -87,7 +92,7 @@ class Connection:
     """
 
     host: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     deadline: Deadline = field(default_factory=Deadline)
     notice: Callable[[str], None] = lambda text: None
     job: str = ""
@@ -95,29 +100,12 @@ class Connection:
     beat: Callable[[], None] = lambda: None
     upload: Callable[[int], Progress] | None = None
     _again: Callable[[], requests.Response] | None = None  # sends the block once more
+    _over: Deadline = field(default_factory=Deadline)  # when an answer that has told all is left
 
     # --- one exchange -----------------------------------------------------------------------------
 
-    def _session(self) -> requests.Session:
-        key = os.getpid(), self.host
-        session = _sessions.get(key)
-        if session is None:
-            session = _sessions[key] = requests.Session()
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(pool_maxsize=64))
-            found = session.merge_environment_settings(self.host, {}, None, None, None)
-            session.proxies, session.verify = found["proxies"], found["verify"]
-            session.trust_env = False  # it has been asked, and would be for each request
-        return session
-
     def __post_init__(self) -> None:
-        """What no server could answer to is refused at once, not tried again and again."""
-        if not is_address(self.host):
-            raise errors.RemoteError(str(service_errors.no_address(self.host)))
-        try:
-            key_header(self.api_key)
-        except service_errors.ServiceError as error:
-            raise errors.RemoteError(str(error)) from None
+        see_that_it_can_be_asked(self.host, self.api_key)
 
     def _headers(self) -> dict[str, str]:
         versions = {"nnsight-version": __version__, "python-version": sys.version.split()[0]}
@@ -127,15 +115,14 @@ class Connection:
         self, method: str, path: str, data: Any = None, headers: Mapping[str, str] | None = None
     ) -> requests.Response:
         """One exchange; the body of the answer is yet to be read."""
-        left = max(self.deadline.left, 0.001)
-        return self._session().request(
-            method,
-            self.host + path,
+        self._over = Deadline()
+        return line.exchange(
+            *(self.host, method, self.host + path),
+            lambda: min(self.deadline.left, self._over.left),
+            connect=CONNECT,
+            silence=SILENCE,
             data=data,
             headers={**self._headers(), **(headers or {})},
-            stream=True,
-            allow_redirects=False,
-            timeout=(min(CONNECT, left), min(SILENCE, left)),
         )
 
     def _left(self) -> float:
@@ -150,35 +137,42 @@ class Connection:
         path: str,
         data: Callable[[], Any] = lambda: None,
         headers: Mapping[str, str] | None = None,
-    ) -> requests.Response:
-        """The answer to a request that may be sent again: it is, while the line or server fails."""
+        take: Callable[[requests.Response], Any] = lambda answer: answer,
+    ) -> Any:
+        """The answer to a request that may be sent again: it is, while the line or server fails.
+
+        Args:
+            take: what to read of it; all is asked for again if the line breaks meanwhile.
+        """
         failing = Deadline.after(PATIENCE)
         for attempt in range(1_000_000):
-            why = wait = None
+            why, wait = None, 0.0
             self._left()  # not in the `try`: this end of waiting is no broken line
             try:
                 answer = self._send(method, path, data(), headers)
-            except _BROKEN as error:
+                if answer.status_code < 300:
+                    return take(answer)
+            except TooMuch:
+                raise errors.not_understood(self.host) from None
+            except BROKEN as error:
                 why = reason(error)
             else:
-                if answer.status_code < 300:
-                    return answer
-                detail = _detail(answer)
-                if answer.status_code not in (*_BUSY, 502, 504):
+                detail = detail_of(answer)
+                if answer.status_code not in (*BUSY, 502, 504):
                     raise errors.refused(self.host, answer.status_code, detail, self.job)
-                wait = _retry_after(answer)
-                if answer.status_code in _BUSY:
-                    failing = Deadline.after(PATIENCE + (wait or 0.0))  # it asks for patience
+                wait = retry_after(answer)
+                if answer.status_code in BUSY:
+                    failing = Deadline.after(PATIENCE + wait)  # it asks for patience
                 why = detail
             self._pause(attempt, wait, why, failing)
         raise AssertionError("the deadline comes first")
 
-    def _pause(self, attempt: int, wait: float | None, why: str | None, failing: Deadline) -> None:
+    def _pause(self, attempt: int, wait: float, why: str | None, failing: Deadline) -> None:
         if failing.left <= 0:
             raise errors.lost(self.host, why or "", self.job)
         if self.deadline.left <= 0:
             raise errors.timed_out(self.host, self.job, why)
-        seconds = _PAUSES[min(attempt, len(_PAUSES) - 1)] if wait is None else wait
+        seconds = max(_PAUSES[min(attempt, len(_PAUSES) - 1)], wait)
         if attempt:
             self.notice(f"{why or 'no answer'}; trying again in {seconds:g} s")
         time.sleep(max(0.0, min(seconds, self.deadline.left)))
@@ -187,8 +181,8 @@ class Connection:
 
     # --- a job ------------------------------------------------------------------------------------
 
-    def submit(self, key: str, pieces: Sequence[Any], stream: bool) -> requests.Response:
-        """Send a block.
+    def submit(self, key: str, pieces: Sequence[Any], stream: bool) -> Any:
+        """Send a block; what answers is for `events`, or for `receipt`.
 
         Args:
             key: of the model.
@@ -219,18 +213,19 @@ class Connection:
             "/request",
             body,
             headers,
+            (lambda answer: answer) if stream else line.whole,
         )
         return self._again()
 
-    def receipt(self, answer: requests.Response) -> Event:
-        """What the server says at once of a block that was sent.
+    def receipt(self, answer: bytes) -> Event:
+        """What the server said at once of a block that was sent.
 
         Raises:
             RemoteError: it says nothing that can be understood.
         """
         try:
-            first = _event(answer.content)
-        except _BROKEN:
+            first = _event(answer)
+        except EOFError:
             raise errors.not_understood(self.host) from None
         if not first.id:
             raise errors.not_understood(self.host)
@@ -250,11 +245,8 @@ class Connection:
         while True:
             why: str | None = "the server hung up"
             try:
-                if answer is None and not self.job and self._again is not None:
-                    answer = self._again()  # with its key: it is the same job
-                elif answer is None:
-                    path = f"/events/{self.job}?after={self.seen}"
-                    answer = self._until_answered("GET", path)
+                if answer is None:
+                    answer = self._listen_again()
                 for event in self._lines(answer):
                     failing, attempt = Deadline.after(PATIENCE), 0
                     if event is None:
@@ -262,47 +254,60 @@ class Connection:
                     elif event.seq > self.seen:
                         self.job, self.seen = event.id or self.job, event.seq
                         if event.ends:
-                            _drain(answer)
+                            self._leave(answer)
                         yield event
                         if event.ends:
                             return
             except errors.RemoteTimeoutError:
                 raise
-            except _BROKEN as error:  # a job that says nothing until the deadline is no fault
+            except BROKEN as error:  # a job that says nothing until the deadline is no fault
                 why = reason(error) if self.deadline.left > 0 else None
             finally:
                 if answer is not None:
                     answer.close()
             answer = None
-            self._pause(attempt, None, why, failing)
+            self._pause(attempt, 0.0, why, failing)
             attempt += 1
+
+    def _listen_again(self) -> requests.Response:
+        if not self.job and self._again is not None:
+            return self._again()  # with its key: it is the same job
+        return self._until_answered("GET", f"/events/{self.job}?after={self.seen}")
 
     def _lines(self, answer: requests.Response) -> Iterator[Event | None]:
         """The events of a stream as they come; None for a heartbeat."""
-        rest = b""
-        for chunk in answer.iter_content(chunk_size=None):
+        rest = bytearray()
+        for part in line.parts(answer):
             self._left()
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                yield _event(line) if line.strip() else None
+            rest += part
+            if b"\n" in part:
+                *said, rest = rest.split(b"\n")
+                for each in said:
+                    yield _event(each) if each.strip() else None
+            elif len(rest) > line.LARGEST:
+                raise errors.not_understood(self.host)
+
+    def _leave(self, answer: requests.Response) -> None:
+        """Read the end of an answer that has told all: then its connection serves the next."""
+        self._over = Deadline.after(_AT_ONCE)
+        with suppress(*BROKEN):
+            if any(line.parts(answer)):
+                answer.close()
 
     def latest(self) -> Event | None:
         """The state that the job is in; None while the server does not know the job yet."""
         try:
-            answer = self._until_answered("GET", f"/response/{self.job}")
+            return _event(self._until_answered("GET", f"/response/{self.job}", take=line.whole))
         except errors.RefusedError as error:
             if error.status == 404:
                 raise errors.unknown_job(self.host, self.job) from None
             raise
-        return _event(answer.content)
+        except EOFError:
+            raise errors.not_understood(self.host) from None
 
     def cancel(self) -> bool:
         """End the job, wherever it is; False if that cannot be done."""
-        path = f"{self.host}/job/{self.job}"
-        try:
-            return self._session().delete(path, headers=self._headers(), timeout=5.0).ok
-        except _BROKEN:
-            return False
+        return cancelled(self.host, self.job, self._headers())
 
     def result(self, data: Any, progress: Callable[[int], None] | None = None) -> bytearray:
         """The bytes that an event refers to.
@@ -315,22 +320,29 @@ class Connection:
             RemoteError: they are there no longer, or the line is lost.
         """
         size = data.get("size") if isinstance(data, dict) else None
-        if not isinstance(size, int) or size < 0:
+        if type(size) is not int or size < 0:
             raise errors.not_understood(self.host)
-        if isinstance(data.get("inline"), str):
-            return bytearray(base64.b64decode(data["inline"]))
+        try:
+            if isinstance(data.get("inline"), str):
+                return bytearray(base64.b64decode(data["inline"]))
+            found = bytearray(size)
+        except ValueError:
+            raise errors.not_understood(self.host) from None
+        except (MemoryError, OverflowError):
+            raise errors.no_room(size, self.job) from None
         path = str(data.get("url"))
         if not path.startswith("/"):
             raise errors.not_understood(self.host)
-        found = bytearray(size)
-        view, at, attempt = memoryview(found), 0, 0
+        view, at, furthest, attempt = memoryview(found), 0, 0, 0
         failing = Deadline.after(PATIENCE)
         while at < size:
             headers = {"Range": f"bytes={at}-"} if at else {}
             answer = self._until_answered("GET", path, headers=headers)
-            if at and answer.status_code != 206:
-                at = 0
-            before, why = at, "the download was cut off"
+            begin, why = begin_of(answer), "the download was cut off"
+            if begin is None or begin not in (0, at):  # what follows is of another place
+                answer.close()
+                raise errors.not_understood(self.host)
+            at = begin
             try:
                 for chunk in answer.iter_content(1 << 20):
                     self._left()
@@ -340,47 +352,22 @@ class Connection:
                         progress(len(chunk))
             except errors.RemoteTimeoutError:
                 raise
-            except _BROKEN as error:
+            except BROKEN as error:
                 why = reason(error)
             except ValueError:
                 raise errors.not_understood(self.host) from None
             finally:
                 answer.close()
             if at < size:
-                if at > before:
-                    failing, attempt = Deadline.after(PATIENCE), 0
-                self._pause(attempt, None, why, failing)
+                if at > furthest:
+                    failing, attempt, furthest = Deadline.after(PATIENCE), 0, at
+                self._pause(attempt, 0.0, why, failing)
                 attempt += 1
         return found
 
 
-def _drain(answer: requests.Response) -> None:
-    """Read the end of an answer that has ended, so that its connection serves the next."""
-    with suppress(*_BROKEN):
-        answer.raw.drain_conn()
-
-
-def _event(line: bytes) -> Event:
+def _event(text: bytes | bytearray) -> Event:
     try:
-        return msgspec.json.decode(line, type=Event)
-    except msgspec.DecodeError:
+        return msgspec.json.decode(text, type=Event)
+    except (msgspec.DecodeError, RecursionError):
         raise EOFError("a line that is no event") from None
-
-
-def _detail(answer: requests.Response) -> str:
-    """What a server says of a request that it does not take."""
-    try:
-        found = answer.json()
-        detail = found.get("detail") if isinstance(found, dict) else None
-    except ValueError:
-        detail = None
-    finally:
-        answer.close()
-    return detail if isinstance(detail, str) else (answer.reason or "no reason is given")
-
-
-def _retry_after(answer: requests.Response) -> float | None:
-    try:
-        return min(float(answer.headers.get("Retry-After", "")), 60.0)
-    except ValueError:
-        return None

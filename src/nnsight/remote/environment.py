@@ -25,6 +25,7 @@ from typing import Any
 from nnsight.config import CONFIG
 from nnsight.remote import service_errors as errors
 from nnsight.remote.ask import ask
+from nnsight.remote.deadline import Deadline
 from nnsight.version import __version__
 
 CRITICAL = ("nnsight", "torch", "transformers")
@@ -63,8 +64,15 @@ def get_remote_env(force_refresh: bool = False) -> dict[str, Any]:
         return {}
 
 
-def remote_env(host: str | None = None, force_refresh: bool = False) -> dict[str, Any]:
+def remote_env(
+    host: str | None = None, force_refresh: bool = False, deadline: Deadline | None = None
+) -> dict[str, Any]:
     """What the server at `host` tells of itself under `/env`; kept for five minutes.
+
+    Args:
+        host: its address; `CONFIG.API.HOST` if left out.
+        force_refresh: ask again now.
+        deadline: when to stop waiting, if that is sooner than usual.
 
     Raises:
         ServiceError: it cannot be reached.
@@ -72,11 +80,22 @@ def remote_env(host: str | None = None, force_refresh: bool = False) -> dict[str
     host = CONFIG.API.HOST if host is None else host.rstrip("/")
     when, known = _asked.get(host, (0.0, {}))
     if force_refresh or not known or time.monotonic() - when > _FRESH:
-        known = ask("/env", host=host)
-        if not isinstance(known, dict) or not isinstance(known.get("packages"), dict):
+        known = ask("/env", host=host, deadline=deadline)
+        if not _is_about_a_server(known):
             raise errors.not_understood(host, "/env")
         _asked[host] = (time.monotonic(), known)
     return dict(known)
+
+
+def _is_about_a_server(told: Any) -> bool:
+    """Whether this is what a server tells of itself, with each part of the kind that it is of."""
+    if not isinstance(told, dict) or not isinstance(told.get("packages"), dict):
+        return False
+    texts = (told.get("python_version") or "", *told["packages"].values())
+    kinds = {"protocols": list, "limits": dict}
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(told.get(name) or kind(), kind) for name, kind in kinds.items()
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -180,6 +180,29 @@ def not_understood(host: str) -> RemoteError:
     return RemoteError(f"{host} does not answer as a server of nnsight does.")
 
 
+def link_refused(status: int, why: str, job: str) -> RemoteError:
+    """A link to a result that leads nowhere, or no longer."""
+    return _of_job(
+        RemoteError(
+            f"The link to the result of the job {job} answers {status} ({why}). Links are good "
+            "for a while only, an hour at NDIF. If the result is still kept, "
+            f"`RemoteBackend(job_id={job!r})()` asks for a new one."
+        ),
+        job,
+    )
+
+
+def no_room(size: int, job: str) -> RemoteError:
+    """A result that this machine cannot hold."""
+    return _of_job(
+        RemoteError(
+            f"The result of the job {job} is said to be {size / 2**20:.0f} MiB, which is more than "
+            "there is memory for here. Save less in the block, such as the rows that you need."
+        ),
+        job,
+    )
+
+
 def cancelled(job: str, ended: bool) -> str:
     """What became of a job that was to end."""
     if not ended:

@@ -11,30 +11,35 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import requests
 import websocket
 
 from nnsight.config import CONFIG
-from nnsight.remote import errors
-from nnsight.remote.ask import reason
+from nnsight.remote import errors, line, ndif08_link
+from nnsight.remote.answers import BUSY, CONNECT, cancelled, detail_of, see_that_it_can_be_asked
+from nnsight.remote.ask import is_address, key_header, reason
 from nnsight.remote.deadline import PATIENCE, Deadline
+from nnsight.remote.line import BROKEN
 from nnsight.remote.messages import Event
+from nnsight.remote.ndif08_link import pause
 from nnsight.remote.ndif08_result import FILE, binary_event
+from nnsight.remote.ndif08_socket import Socket
 from nnsight.version import __version__
 
-CONNECT, SILENCE = 10.0, 60.0
-"""Seconds for a connection, and for an answer."""
+SILENCE = 60.0
+"""Seconds for an answer."""
 PING = 10.0
 """Seconds without a word after which the other side is asked whether it is there."""
 UNKNOWN = 15.0
 """Seconds after which a job is given up that the server knows nothing of."""
 SPEAKS = "0.8.1"
 """The release of the published package whose format this is; servers ask for one."""
-_BROKEN = (requests.RequestException, OSError, EOFError, websocket.WebSocketException)
 
 
 @dataclass
@@ -50,7 +55,7 @@ class NdifConnection:
     """
 
     host: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     deadline: Deadline = field(default_factory=Deadline)
     notice: Callable[[str], None] = lambda text: None
     job: str = ""
@@ -60,19 +65,19 @@ class NdifConnection:
     _socket: Any = None
     _kept: bool = True  # whether the server keeps the result, for whoever asks for it
 
+    def __post_init__(self) -> None:
+        see_that_it_can_be_asked(self.host, self.api_key)
+
     # --- one exchange -----------------------------------------------------------------------------
 
     def _headers(self) -> dict[str, str]:
-        key = CONFIG.API.APIKEY if self.api_key is None else self.api_key
-        headers = {
+        return {
             "nnsight-version": SPEAKS,
             "python-version": sys.version,
             "ndif-timestamp": repr(time.time()),
             "user-agent": f"nnsight/{__version__}",
+            **key_header(self.api_key),
         }
-        if key:
-            headers["ndif-api-key"] = str(key)
-        return headers
 
     def _left(self) -> float:
         left = self.deadline.left
@@ -81,12 +86,21 @@ class NdifConnection:
             raise errors.timed_out(self.host, self.job, kept=self._kept)
         return left
 
-    def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
-        return requests.get(
-            url,
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        silence: float = SILENCE,
+        **more: Any,
+    ) -> requests.Response:
+        self._left()
+        return line.exchange(
+            *(_origin(url), method, url, lambda: self.deadline.left),
+            connect=CONNECT,
+            silence=silence,
             headers=headers,
-            stream=True,
-            timeout=(min(CONNECT, self._left()), min(SILENCE, self._left())),
+            **more,
         )
 
     # --- a job ------------------------------------------------------------------------------------
@@ -108,24 +122,28 @@ class NdifConnection:
             "data": (None, json.dumps(self._form(key, session))),
             "blob": ("request", b"".join(pieces), "application/octet-stream"),
         }
-        try:
-            # not sent again if it fails: NDIF would run it twice
-            answer = requests.post(
-                f"{self.host}/request",
-                files=files,
-                headers=self._headers(),
-                allow_redirects=False,
-                timeout=(min(CONNECT, self._left()), min(300.0, self._left())),
-            )
-        except errors.RemoteError:
-            raise  # the deadline, which is an OSError too
-        except _BROKEN as error:
-            self.close()
-            raise errors.lost(self.host, reason(error), "") from None
-        if answer.status_code >= 300:
-            self.close()
-            raise errors.refused(self.host, answer.status_code, _detail(answer))
-        return self._received(answer.content)
+        failing, attempt = Deadline.after(PATIENCE), 0
+        while True:
+            try:
+                # not sent again if the line fails: NDIF would run it twice
+                answer = self._exchange(
+                    "POST", f"{self.host}/request", self._headers(), silence=300.0, files=files
+                )
+                if answer.status_code < 300:
+                    return self._received(line.whole(answer))
+            except errors.RemoteError:
+                raise  # the deadline, which is an OSError too
+            except (line.TooMuch, *BROKEN) as error:
+                self.close()
+                self._left()
+                raise errors.lost(self.host, reason(error), "") from None
+            detail = detail_of(answer)
+            if answer.status_code not in BUSY or failing.left <= 0:
+                self.close()
+                raise errors.refused(self.host, answer.status_code, detail)
+            self.notice(detail)
+            attempt += 1
+            time.sleep(min(self._left(), pause(attempt, answer)))
 
     def _form(self, key: str, session: str) -> dict[str, Any]:
         """What the server is told of a block, beside the block."""
@@ -151,16 +169,12 @@ class NdifConnection:
     def _listen(self) -> str:
         """Open the socket; the name of the session."""
         address = "ws" + self.host.removeprefix("http") + "/subscribe"
+        self._socket = Socket(self.deadline)
         try:
-            self._socket = websocket.create_connection(
-                address, timeout=min(CONNECT, self._left()), header=self._headers()
-            )
-            hello = json.loads(self._socket.recv())
-            return str(hello["session_id"])
-        except errors.RemoteError:
-            raise  # the deadline, which is an OSError too
-        except (*_BROKEN, ValueError, KeyError, TypeError) as error:
+            return str(json.loads(self._socket.open(address, self._headers()))["session_id"])
+        except (*BROKEN, websocket.WebSocketException, *_NO_JSON) as error:
             self.close()
+            self._left()
             raise errors.lost(self.host, reason(error), "") from None
 
     def events(self, answer: Event | None = None) -> Iterator[Event]:
@@ -188,27 +202,28 @@ class NdifConnection:
 
     def _heard(self) -> Iterator[Event]:
         """What the socket says, until it breaks or is silent to a ping."""
-        asked = False
+        asked = False  # whether it is there, and it has not answered yet
         while True:
+            self._left()
+            self.beat()
             try:
-                self._socket.settimeout(min(PING, self._left()))
-                frame = self._socket.recv()
+                kind, frame = self._socket.next(PING)
             except websocket.WebSocketTimeoutException:
                 self._left()
-                self.beat()
                 if asked:
                     self.notice("the server does not answer; its job is asked for instead")
                     return
                 asked = self._ping()
                 continue
-            except errors.RemoteError:
-                raise  # the deadline, which is an OSError too
-            except _BROKEN as error:
+            except (*BROKEN, websocket.WebSocketException) as error:
+                self._left()
                 self.notice(f"the line is lost ({reason(error)}); the job is asked for instead")
                 return
-            if not frame:
-                return
             asked = False
+            if kind == websocket.ABNF.OPCODE_CLOSE:
+                return
+            if kind not in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
+                continue
             try:
                 event = _event(frame)
             except errors.PayloadError as error:
@@ -217,16 +232,10 @@ class NdifConnection:
                 yield event
 
     def _ping(self) -> bool:
-        """Ask whether the other side is there; whether an answer is still to come."""
-        try:
+        """Ask whether the other side is there. What comes next need not be its answer."""
+        with suppress(*BROKEN, websocket.WebSocketException):
             self._socket.ping()
-            self._socket.settimeout(min(PING, self._left()))
-            opcode, _ = self._socket.recv_data(control_frame=True)
-        except errors.RemoteError:
-            raise  # the deadline, which is an OSError too
-        except _BROKEN:
-            return True
-        return opcode != websocket.ABNF.OPCODE_PONG
+        return True
 
     def _asked(self) -> Iterator[Event]:
         """The state of the job, asked for until it has ended."""
@@ -265,28 +274,27 @@ class NdifConnection:
     def latest(self) -> Event | None:
         """The state that the job is in; None while the server does not know the job yet."""
         try:
-            answer = self._get(f"{self.host}/response/{self.job}", self._headers())
-            content = answer.content
+            answer = self._exchange("GET", f"{self.host}/response/{self.job}", self._headers())
+            if answer.status_code == 404:
+                answer.close()
+                return None
+            if answer.status_code >= 300:
+                raise errors.refused(self.host, answer.status_code, detail_of(answer), self.job)
+            event = _event(line.whole(answer))
         except errors.RemoteError:
             raise  # the deadline, which is an OSError too
-        except _BROKEN as error:
+        except line.TooMuch:
+            raise errors.not_understood(self.host) from None
+        except BROKEN as error:
+            self._left()
             raise errors.lost(self.host, reason(error), self.job) from None
-        if answer.status_code == 404:
-            return None
-        if answer.status_code >= 300:
-            raise errors.refused(self.host, answer.status_code, _detail(answer), self.job)
-        event = _event(content)
         if event is None:
             raise errors.not_understood(self.host)
         return event
 
     def cancel(self) -> bool:
         """End the job; False where the server cannot. NDIF has no way to do so, ours has."""
-        try:
-            url = f"{self.host}/job/{self.job}"
-            return requests.delete(url, headers=self._headers(), timeout=5.0).ok
-        except _BROKEN:
-            return False
+        return cancelled(self.host, self.job, self._headers())
 
     def close(self) -> None:
         """Hang up."""
@@ -294,7 +302,7 @@ class NdifConnection:
         if socket is not None:
             try:
                 socket.close(timeout=1)
-            except _BROKEN:
+            except BROKEN:
                 pass
             socket.shutdown()  # where the other side had hung up first
 
@@ -308,37 +316,20 @@ class NdifConnection:
             return bytearray(data)
         if isinstance(data, (list, tuple)) and data:  # with its size, in some releases
             data = data[0]
-        if not isinstance(data, str) or not data.startswith(("http://", "https://")):
+        if not isinstance(data, str) or not is_address(data):
             raise errors.not_understood(self.host)
-        found = bytearray()
-        failing, attempt = Deadline.after(PATIENCE), 0
-        while True:
-            why = "the download was cut off"
-            try:
-                # the link needs no key, and may lead to another host: none is sent
-                answer = self._get(data, {"Range": f"bytes={len(found)}-"} if found else {})
-                if answer.status_code >= 300:
-                    raise errors.refused(self.host, answer.status_code, _detail(answer), self.job)
-                if found and answer.status_code != 206:
-                    found.clear()
-                for chunk in answer.iter_content(1 << 20):
-                    self._left()
-                    found += chunk
-                    failing = Deadline.after(PATIENCE)
-                    if progress is not None:
-                        progress(len(chunk))
-                size = answer.headers.get("Content-Range", "").rpartition("/")[2]
-                size = size or answer.headers.get("Content-Length", "")
-                if not size.isdigit() or len(found) >= int(size):
-                    return found
-            except errors.RemoteError:
-                raise  # the deadline, which is an OSError too
-            except _BROKEN as error:
-                why = reason(error)
-            if failing.left <= 0:
-                raise errors.lost(self.host, why, self.job)
-            attempt += 1
-            time.sleep(min(0.2 * attempt, 2.0, self._left()))
+        return ndif08_link.fetched(data, self._linked, self._left, self.host, self.job, progress)
+
+    def _linked(self, url: str, headers: dict[str, str]) -> requests.Response:
+        """What a link leads to; it needs no key, and may be of another host: none is sent."""
+        return self._exchange("GET", url, headers)
+
+
+_NO_JSON = (ValueError, KeyError, TypeError, RecursionError)
+
+
+def _origin(url: str) -> str:
+    return "{0.scheme}://{0.netloc}".format(urlsplit(url))
 
 
 def _event(frame: Any) -> Event | None:
@@ -352,19 +343,9 @@ def _event(frame: Any) -> Event | None:
         return binary_event(content)
     try:
         found = msgspec.json.decode(content)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("status"), str):
         return None
     id, text = (str(found.get(name) or "") for name in ("id", "description"))
     return Event(id, found["status"], text, found.get("data"), found.get("meta"))
-
-
-def _detail(answer: requests.Response) -> str:
-    try:
-        found = answer.json().get("detail")
-    except (ValueError, AttributeError):
-        found = None
-    if isinstance(found, list):  # of a form that it does not understand
-        found = "; ".join(str(one.get("msg", one)) for one in found if isinstance(one, dict))
-    return found if isinstance(found, str) else (answer.reason or "no reason is given")

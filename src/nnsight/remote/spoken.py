@@ -37,11 +37,13 @@ def speaks_ndif(host: str, deadline: Deadline, notice: Callable[[str], None]) ->
 
 def _about(host: str, deadline: Deadline, notice: Callable[[str], None]) -> dict[str, Any] | None:
     """What it says of itself; None where the connection says better what is wrong."""
-    failing, pause = Deadline.after(PATIENCE), 0.1
+    failing, pause, why = Deadline.after(PATIENCE), 0.1, ""
     while True:
         try:
-            return environment.remote_env(host)
-        except NotReached:
+            return environment.remote_env(host, deadline=deadline)
+        except NotReached as error:
+            if deadline.left <= 0:
+                raise errors.timed_out(host, "", why or str(error)) from None
             return None
         except ServiceError as error:
             why, status = str(error), error.status
