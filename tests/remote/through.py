@@ -112,8 +112,8 @@ def differs(one: Any, other: Any) -> str:
         return "" if alike and (empty or torch.equal(_bits(one), _bits(other))) else unlike()
     if type(one).__name__ != type(other).__name__:
         return unlike()
-    if is_dataclass(one) and not isinstance(one, type):
-        one, other = vars(one), vars(other)
+    if not isinstance(one, type) and (is_dataclass(one) or type(one).__eq__ is object.__eq__):
+        one, other = getattr(one, "__dict__", one), getattr(other, "__dict__", other)
     if isinstance(one, dict):
         if list(one) != list(other):
             return f": {list(one)}\n    and {list(other)}"
