@@ -32,7 +32,7 @@ from constructs import CONSTRUCTS, Construct  # noqa: E402
 CHOSEN = [c for c in CONSTRUCTS if c.since <= sys.version_info]
 SHARED = [c for c in CHOSEN if not c.package and not c.alone]  # may stand in a row in one text
 SIBLING = "name = 'sibling'\n"
-WATCHDOG = 60
+WATCHDOG = 110  # seconds: before `programs.py` gives up, so that it says where it was
 
 
 def plain() -> dict[str, Any]:

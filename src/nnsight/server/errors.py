@@ -132,8 +132,7 @@ def bad_model_key(reason: str) -> Refused:
 
 
 def no_such_model(asked: str, served: Sequence[str]) -> Refused:
-    shown = asked if len(asked) <= 200 else f"{asked[:197]}..."
-    return Refused(404, f"This server has no model {shown}; it has {', '.join(served)}.")
+    return Refused(404, f"This server has no model {asked}; it has {', '.join(served)}.")
 
 
 def other_form(asked: ModelKey, here: ModelKey) -> Refused:

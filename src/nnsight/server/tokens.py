@@ -23,10 +23,9 @@ class Tokens:
     def holds(self, job: str, token: str) -> bool:
         """Whether the token is of this job and still valid."""
         until, _, sign = token.partition(".")
-        if not (until.isascii() and until.isdigit() and len(until) < 16):
+        if not (until.isascii() and until.isdigit() and int(until) > time.time()):
             return False
-        good = self._sign(job, int(until))
-        return hmac.compare_digest(good.encode(), sign.encode()) and int(until) > time.time()
+        return hmac.compare_digest(self._sign(job, int(until)), sign)
 
     def _sign(self, job: str, until: int) -> str:
         return hmac.new(self._secret, f"{job}:{until}".encode(), hashlib.sha256).hexdigest()

@@ -118,11 +118,14 @@ class Nursery:
             say: is given what the block prints.
             format: how the message is written.
         """
+        try:
+            self.open()  # building the skeleton takes none of the block's time
+        except Gone as error:
+            return Outcome(None, _failure(str(error)))
         ours, theirs = socket.socketpair()
         channel = Channel(ours, self.bounds.message, time.monotonic() + self.bounds.seconds)
         guest = None
         try:
-            self.open()
             with theirs:
                 guest = self._fork(theirs)
             with _ended_by_interrupts(guest):
