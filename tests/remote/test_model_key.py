@@ -157,6 +157,8 @@ def test_keys_are_read_in_every_spelling(text: str, key: ModelKey):
         'a.B:{"repo_id": 3}',
         '{"repo_id": "x"}',
         'a.B:{"repo_id": "x", "task": []}',
+        r'a.B:{"repo_id": "\ud800"}',
+        r'a.B:{"repo_id": "x", "task": "\ud800"}',
         "a.B:" + '{"a":' * 100_000,
     ],
     ids=lambda text: text[:12],

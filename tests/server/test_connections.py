@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import resource
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import pytest
+import requests
+import websocket
 
 from tests.server.running import MODEL, Server, the_next_job_runs, until
 
@@ -107,6 +114,87 @@ def test_a_sender_that_stops_sending(serve: Serve):
         line.sendall(whole[:-100])
         assert b" 408 " in line.recv(4000)
     assert not list((server.data / "requests").iterdir())
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /ping HTTP/1.1\r\nX: ", b"\r\n" * 5])
+def test_who_asks_for_nothing_is_hung_up_on(serve: Serve, said: bytes):
+    server = serve(stall=0.4)
+    with connected(server) as line:
+        line.sendall(said)
+        line.settimeout(0.1)
+        end = time.monotonic() + 10
+        while True:  # a byte now and then keeps nothing open
+            with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+                line.sendall(b"x" if b"X" in said else b"")
+                if not line.recv(100):
+                    break
+            assert time.monotonic() < end
+
+
+def test_who_says_little_after_an_answer_is_hung_up_on(serve: Serve):
+    server = serve(stall=0.4)
+    with connected(server) as line:
+        line.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        said = b""
+        while b'"pong"' not in said:
+            said += line.recv(1000)
+        line.sendall(b"GET /ping HTTP/1.1\r\nX: ")
+        line.settimeout(10)
+        assert line.recv(100) == b""
+
+
+def test_connections_in_use_stay(serve: Serve):
+    server = serve(stall=0.3, heartbeat=0.2)
+    job = server.send("import time; time.sleep(1.5); result = b'1'")
+    with requests.Session() as session, connected(server) as line:
+        address = server.url.replace("http", "ws") + "/subscribe"
+        hearing = websocket.create_connection(address, timeout=20)
+        line.sendall(f"GET /events/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        for _ in range(8):
+            assert session.get(f"{server.url}/ping", timeout=20).json() == "pong"
+            time.sleep(0.15)
+        assert server.events(job)[-1]["status"] == "COMPLETED"
+        said = b""
+        while b"COMPLETED" not in said:
+            piece = line.recv(65536)
+            assert piece
+            said += piece
+        assert "session_id" in hearing.recv()
+        hearing.ping()
+        assert hearing.recv_data(control_frame=True)[0] == 10  # it is still answered
+        hearing.close()
+
+
+def test_more_come_in_than_ask_for_something(serve: Serve):
+    server = serve(stall=60.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] >= min(hard, 4096)
+    assert soft <= hard
+    the_next_job_runs(server)
+
+
+def sockets(server: Server) -> int:
+    """How many a server has open."""
+    found = 0
+    for handle in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found += os.readlink(handle).startswith("socket:")
+    return found
+
+
+def test_a_result_that_nobody_reads_holds_no_connection(serve: Serve):
+    server = serve(stall=0.5)
+    job = server.send("result = bytes(30_000_000)")
+    server.events(job)
+    time.sleep(1.0)  # those of the requests before are gone
+    before = sockets(server)
+    with connected(server) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.sendall(f"GET /result/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        line.recv(10)
+        assert sockets(server) == before + 1
+        until(lambda: sockets(server) == before, lambda: sockets(server))
+    assert len(server.get(f"/result/{job}").content) == 30_000_000
 
 
 def test_what_is_no_request_does_not_stop_the_server(shared: Server):

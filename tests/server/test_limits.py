@@ -84,6 +84,7 @@ def test_a_full_queue(serve: Serve):
         (422, {"nnsight-model-key": "nothing"}, b"1"),
         (422, {"nnsight-model-key": "a:[1]"}, b"1"),
         (422, {"nnsight-model-key": 'a:{"repo_id": 3}'}, b"1"),
+        (422, {"nnsight-model-key": r'a:{"repo_id": "\ud800"}'}, b"1"),
         (404, {"nnsight-model-key": 'a:{"repo_id": "other/model"}'}, b"1"),
         (404, {"nnsight-model-key": MODEL.replace("}", ', "revision": "v2"}')}, b"1"),
         (422, {"Idempotency-Key": "x" * 201}, b"1"),
@@ -111,6 +112,8 @@ def test_the_default_revision_has_two_names(small: Server):
         (404, "/result/0123"),
         (404, "/nothing"),
         (403, "/result/0123?token=1.2"),
+        (403, "/result/0123?token=99999999999.%C3%A9"),
+        (403, f"/result/0123?token={'9' * 5000}.1"),
         (405, "/request"),
     ],
 )

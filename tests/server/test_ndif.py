@@ -115,7 +115,14 @@ def test_a_socket_ends_with_the_server(serve):
         socket.recv()
 
 
-@pytest.mark.parametrize("data", ["no json", "[]", "{}", '{"model_key": 3}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *("no json", "[]", "{}", '{"model_key": 3}'),
+        '{"model_key": "x", "env": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+    ids=lambda data: data[:24],
+)
 def test_a_form_that_cannot_be_read(shared: Server, data: str):
     files = {**form(""), "data": (None, data)}
     answer = shared.call("POST", "/request", files=files)

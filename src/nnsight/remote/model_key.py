@@ -83,8 +83,19 @@ def parse(text: str) -> ModelKey:
         raise errors.not_a_model_key(text)
     if not all(word is None or isinstance(word, str) for word in words):
         raise errors.not_a_model_key(text)
+    if not _is_text(repo_id) or not all(_is_text(word or "") for word in words):
+        raise errors.not_a_model_key(text)
     kind = TRANSFORMERS if kind in _OLDER else kind
     return ModelKey(repo_id, revision, task, fields.get("trust_remote_code") is True, kind)
+
+
+def _is_text(word: str) -> bool:
+    """Whether it can be said again: half a surrogate pair cannot."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def usual_task(task: str | None) -> str | None:

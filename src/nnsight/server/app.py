@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from nnsight.server import errors, facts, intake, pages
@@ -82,6 +84,7 @@ class Api:
         if not path.exists():
             raise errors.result_gone(id)
         return Result(
+            self.server.limits.stall,
             path,
             media_type="application/octet-stream",
             headers={"ETag": f'"{id}"', "Cache-Control": "private, no-transform"},
@@ -178,9 +181,21 @@ class Api:
 
 
 class Result(FileResponse):
-    """A file, read in pieces that are worth the way to a thread."""
+    """A file, read in pieces that are worth the way to a thread, for who takes them in time."""
 
     chunk_size = 2**20
+
+    def __init__(self, stall: float, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._stall = stall
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def in_time(message: Message) -> None:
+            with anyio.fail_after(self._stall):
+                await send(message)
+
+        with suppress(TimeoutError):  # who does not read is hung up on, and can come back
+            await super().__call__(scope, receive, in_time)
 
 
 def app(server: Serving) -> Starlette:

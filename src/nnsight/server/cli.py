@@ -111,11 +111,13 @@ def run(plans: list[Plan], limits: Limits, data: Path, host: str, port: int) -> 
             await super().shutdown(sockets)
 
     from nnsight.server.app import app
+    from nnsight.server.patient import as_many_as_may_be, patient
     from nnsight.server.serving import Serving
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = Folder(data)
     folder.take()
+    as_many_as_may_be()
     store = Store(folder.database)
     try:
         if host not in _LOOPBACK and not keys.are_needed(store):
@@ -128,6 +130,7 @@ def run(plans: list[Plan], limits: Limits, data: Path, host: str, port: int) -> 
             app(server),
             log_level="warning",
             access_log=False,  # it would show the tokens of links
+            http=patient(limits.stall),
             ws="websockets-sansio",
             timeout_graceful_shutdown=3,
             server_header=False,

@@ -132,7 +132,8 @@ def bad_model_key(reason: str) -> Refused:
 
 
 def no_such_model(asked: str, served: Sequence[str]) -> Refused:
-    return Refused(404, f"This server has no model {asked}; it has {', '.join(served)}.")
+    shown = asked if len(asked) <= 200 else f"{asked[:197]}..."
+    return Refused(404, f"This server has no model {shown}; it has {', '.join(served)}.")
 
 
 def other_form(asked: ModelKey, here: ModelKey) -> Refused:

@@ -129,7 +129,7 @@ async def _ndif(request: Request, server: Serving, key: Key, id: str, part: Path
         text = data if isinstance(data, str) else await data.read()
         try:
             envelope = msgspec.json.decode(text, type=_Envelope)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise errors.bad_envelope(str(error)) from None
         model = server.find(envelope.model_key).name
         server.admit(key.id, model)

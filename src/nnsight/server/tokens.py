@@ -23,9 +23,10 @@ class Tokens:
     def holds(self, job: str, token: str) -> bool:
         """Whether the token is of this job and still valid."""
         until, _, sign = token.partition(".")
-        if not (until.isascii() and until.isdigit() and int(until) > time.time()):
+        if not (until.isascii() and until.isdigit() and len(until) < 16):
             return False
-        return hmac.compare_digest(self._sign(job, int(until)), sign)
+        good = self._sign(job, int(until))
+        return hmac.compare_digest(good.encode(), sign.encode()) and int(until) > time.time()
 
     def _sign(self, job: str, until: int) -> str:
         return hmac.new(self._secret, f"{job}:{until}".encode(), hashlib.sha256).hexdigest()
