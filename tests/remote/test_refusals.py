@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from nnsight import CONFIG, NNsight
 from nnsight.remote.errors import NotSendableError, RemoteError, RemoteTimeoutError
 from nnsight.traces.trace import Trace
-from tests.remote.double import Double
+from tests.remote.double import ENV, Double
 from tests.remote.test_service import KEY, unreachable
 
 
@@ -44,6 +45,35 @@ def test_a_time_limit_says_what_was_waited_for(settings: Any, gpt2: Any, capsys:
     said = refused(gpt2, RemoteTimeoutError, timeout=0.6)
     assert "within the time given (`timeout=`). When it ended: nothing listens there." in said
     assert "RemoteTimeoutError" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocols", [["nnsight/1"], []])  # ours, and NDIF's
+def test_a_module_that_the_server_lacks(double: Double, gpt2: Any, protocols: list[str]):
+    packages = {**ENV["packages"], "torch": torch.__version__}
+    double.answers["/env"] = (200, {"packages": packages, "protocols": protocols})
+    began = sys._getframe().f_lineno
+    with pytest.raises(NotSendableError) as error:
+        with gpt2.trace("Hello", remote=True):
+            gpt2.lm_head.output.save()
+            print(pytest.Cache)
+    line = f"{__file__}, line {began + 4}: This block cannot run on the server: `pytest` is not on"
+    assert str(error.value).startswith(line) and "nnsight.register(module)" in str(error.value)
+    assert {path for path, _ in double.asked} == {"/env"}  # nothing was sent
+
+
+@pytest.mark.parametrize("protocols", [["nnsight/1"], []])
+def test_a_block_above_the_limit_of_the_server(double: Double, gpt2: Any, protocols: list[str]):
+    packages = dict.fromkeys(("torch", "numpy"), "1.0")
+    about = {"packages": packages, "protocols": protocols, "limits": {"body": 2**20}}
+    double.answers["/env"] = (200, about)
+    values = torch.rand(2**20)
+    began = sys._getframe().f_lineno
+    with pytest.raises(NotSendableError) as error:
+        with gpt2.trace("Hello", remote=True):
+            (gpt2.lm_head.output.sum() + values.sum()).save()
+    line = f"{__file__}, line {began + 2}: This block has "
+    assert str(error.value).startswith(line) and "the server takes 1 MiB" in str(error.value)
+    assert {path for path, _ in double.asked} == {"/env"}
 
 
 @pytest.mark.parametrize("remote", [True, "local", "http://localhost:1"])

@@ -142,10 +142,12 @@ class RemoteBackend:
             about = environment.remote_env(self.host, deadline=connection.deadline)
             for lack in environment.lacking(request.imported, about):
                 if lack.absent:
-                    raise errors.lacking(str(lack), request.imported.get(lack.name, ""))
+                    lacks = errors.lacking(str(lack), request.imported.get(lack.name, ""))
+                    raise payload.with_line(lacks, tracer.scope, whole=True)
             limit = (about.get("limits") or {}).get("body")
             if isinstance(limit, int) and request.size > limit:
-                raise errors.payload_too_large(request.size, limit)
+                large = errors.payload_too_large(request.size, limit)
+                raise payload.with_line(large, tracer.scope, whole=True)
         self._sent, self._origin, self.model_key = request.sent, request.origin, request.key
         return request
 

@@ -224,10 +224,12 @@ def payload_too_large(size: int, limit: int) -> NotSendableError:
 def lacking(what: str, where: str) -> NotSendableError:
     """A package that a block needs and the server does not have."""
     used = f" (`{where}` needs it)" if where else ""
-    return NotSendableError(
+    error = NotSendableError(
         f"This block cannot run on the server: {what}{used}. If it is Python of your own, "
         "`nnsight.register(module)` sends its source along."
     )
+    error.path = where
+    return error
 
 
 def no_job() -> RemoteError:

@@ -97,7 +97,7 @@ def write(
     try:
         root = _root_of(tracer, model, kind, code, parts, writer, function)
     except NotSendableError as error:
-        raise _with_line(error, tracer.scope) from None
+        raise with_line(error, tracer.scope) from None
     document = writer.finished()
     pieces = wire.pack([root, document.nodes], document.buffers, compress)
     origin = None
@@ -139,13 +139,23 @@ def _root_of(
     return root
 
 
-def _with_line(error: NotSendableError, scope: Scope | None) -> NotSendableError:
-    """The error with the line of the block that names what cannot be sent."""
+def with_line(
+    error: NotSendableError, scope: Scope | None, whole: bool = False
+) -> NotSendableError:
+    """The error with the line of the block that names what cannot be sent.
+
+    Args:
+        error: of a value, by its path, or of the whole block.
+        scope: of the block.
+        whole: whether it is of the whole block, where no line names it.
+    """
     name = re.match(r"\w*", error.path)
-    if scope is None or name is None or not name[0]:
+    if scope is None or name is None:
         return error
     nodes = [node for statement in scope.block.body for node in ast.walk(statement)]
     lines = [n.lineno for n in nodes if isinstance(n, ast.Name) and n.id == name[0]]
+    if whole and not lines:
+        lines = [scope.block.site.node.lineno]
     if lines:
         error.args = (f"{scope.block.site.filename}, line {min(lines)}: {error}",)
     return error
