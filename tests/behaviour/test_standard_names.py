@@ -218,6 +218,39 @@ def test_rows_of_beams_are_rows(family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["opt", "mixtral"])
+def test_flattened_tokens_are_split_at_each_step(family):
+    model = LanguageModel(module_of(family))
+    options = {"do_sample": False, "pad_token_id": 2, "max_new_tokens": 3, "min_new_tokens": 3}
+    prompts, alone = [ids()[:1], ids()[1:, 2:]], []
+
+    def inner() -> torch.Tensor:
+        layer = model.layers[1]
+        return layer.router.probs if family == "mixtral" else layer.mlp.act
+
+    for number, prompt in enumerate(prompts):
+        with model.generate(prompt, **options) as tracer:
+            seen = [].save()
+            for _ in tracer.iter[:]:
+                seen.append(inner().clone())
+                inner()[..., 1] += number  # in the second only
+            alone.append((seen, tracer.result.save()))
+    with model.generate(**options) as tracer:
+        found = [].save()
+        for number, prompt in enumerate(prompts):
+            with tracer.invoke(prompt):
+                seen = []
+                for _ in tracer.iter[:]:
+                    seen.append(inner().clone())
+                    inner()[..., 1] += number
+                found.append((seen, tracer.result))
+    for (own, result), (seen, expected) in zip(found, alone, strict=True):
+        assert torch.equal(result[:, -3:], expected[:, -3:])
+        for one, other in zip(own, seen, strict=True):
+            torch.testing.assert_close(one[:, -other.shape[1] :], other, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*never has these probabilities")
 def test_two_invokes_change_the_pattern_of_one_layer(facts):
     alone = []

@@ -166,3 +166,70 @@ def test_positions_are_the_models_own_in_every_class(family):
     for given, row in zip(prompts, logits, strict=True):
         expected = module(**given).logits[0]
         torch.testing.assert_close(row[-len(expected) :], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_pattern_is_that_of_the_prompt_alone_beside_other_images():
+    model, orders = LanguageModel(module_of("Qwen2VL")), [(0, 1), (2, 1, 0), (1, 0, 2, 1)]
+    alone = []
+    for given in PROMPTS:
+        with model.trace(**given):
+            alone.append(model.layers[1].attn.pattern.save())
+    for order in orders:
+        with model.trace() as tracer:
+            found = [].save()
+            for number in order:
+                with tracer.invoke(**PROMPTS[number]):
+                    found.append(model.layers[1].attn.pattern)
+        for number, pattern in zip(order, found, strict=True):
+            length = alone[number].shape[-1]
+            own = pattern[..., -length:, -length:]
+            torch.testing.assert_close(own, alone[number], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_operation_in_the_eyes_is_changed_for_one_invoke():
+    module = module_of("Qwen2VL")
+    model, logits = LanguageModel(module), []
+    for number, given in enumerate(PROMPTS):
+        with model.trace(**given):
+            if number == 1:
+                model.model.visual.blocks[0].attn.source.self_qkv_0.output *= 2
+            logits.append(model.output.logits.save())
+    with model.trace() as tracer:
+        found = [].save()
+        for number, given in enumerate(PROMPTS):
+            with tracer.invoke(**given):
+                if number == 1:
+                    model.model.visual.blocks[0].attn.source.self_qkv_0.output *= 2
+                found.append(model.output.logits)
+    for own, expected in zip(found, logits, strict=True):
+        torch.testing.assert_close(own[:, -expected.shape[1] :], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not hasattr(transformers, "Qwen3VLMoeConfig"), reason="it is not there")
+def test_what_experts_are_sent_is_split_beside_other_images():
+    torch.manual_seed(0)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**_TEXT, **experts}, vision_config=VISION["Qwen3VL"], image_token_id=IMAGE
+    )
+    module = transformers.Qwen3VLMoeForConditionalGeneration(config).eval()
+    model, alone = LanguageModel(module), []
+    for given in PROMPTS:
+        with model.trace(**given):
+            probs = model.layers[1].router.probs.clone().save()
+            model.layers[1].router.probs[..., 1] = 0.9
+            alone.append((probs, model.output.logits.save()))
+    with model.trace() as tracer:
+        found = [].save()
+        for given in PROMPTS:
+            with tracer.invoke(**given):
+                probs = model.layers[1].router.probs.clone()
+                model.layers[1].router.probs[..., 1] = 0.9
+                found.append((probs, model.output.logits))
+    for own, expected in zip(found, alone, strict=True):
+        for one, other in zip(own, expected, strict=True):
+            length = other.shape[1]
+            torch.testing.assert_close(one[:, -length:], other, atol=1e-4, rtol=1e-4)

@@ -96,17 +96,19 @@ def test_an_image_in_each_invoke(vit: TransformersModel):
     alone = []
     for seed in range(3):
         with torch.no_grad(), vit.trace(picture(seed)):
+            pattern = vit.layers[1].attn.pattern.save()
             hidden = vit.classifier.input.save()
             logits = vit.output.logits.save()
-        alone.append((hidden, logits))
+        alone.append((pattern, hidden, logits))
     together = []
     with torch.no_grad(), vit.trace() as tracer:
         for seed in range(3):
             with tracer.invoke(picture(seed)):
-                together.append((vit.classifier.input, vit.output.logits))
+                pattern = vit.layers[1].attn.pattern
+                together.append((pattern, vit.classifier.input, vit.output.logits))
     for own, expected in zip(together, alone, strict=True):
-        close(own[0], expected[0])
-        close(own[1], expected[1])
+        for one, other in zip(own, expected, strict=True):
+            close(one, other)
 
 
 # --- text and images --------------------------------------------------------------------------

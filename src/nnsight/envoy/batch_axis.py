@@ -139,6 +139,16 @@ def _record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[],
 Recorder = Callable[[Module, Callable[[str, str, Any], None]], Callable[[], None]]
 
 
+def recorder_of(operation: Operation, root: str) -> Recorder:
+    """Has the values of an operation in the model at `root` kept, in place of the modules'."""
+    path, within = (owner.path[len(root) + 1 :] for owner in (operation, operation.within))
+
+    def record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[], None]:
+        return watch_twin(operation, twin.get_submodule(within), functools.partial(keep, path))
+
+    return record
+
+
 def measure(
     module: Module,
     call: functools.partial[Any],
@@ -219,7 +229,7 @@ class BatchAxis:
         if isinstance(location.owner, Operation):
             self._look_at(location.owner, path, kind)
         later = self.step() > 0
-        visits = [self._told.get((path, kind, first)) for first in (not later, later)]
+        visits = [self._told.get((path, kind, visit)) for visit in (later, not later)]
         told = [leaves[leaf] for leaves in visits if leaves is not None and leaf < len(leaves)]
         # of a module that runs twice in one forward, the run with values of such a shape
         alike = (seen for seen in told if self._call.func is self._module)
@@ -286,13 +296,7 @@ class BatchAxis:
     def _look_at(self, operation: Operation, path: str, kind: str) -> None:
         """Measure the values of an operation too, the first time that one is asked about."""
         if (path, kind, False) not in self._told:
-            within = operation.within.path[len(self._path) + 1 :]
-
-            def record(twin: Module, keep: Callable[[str, str, Any], None]) -> Callable[[], None]:
-                see = functools.partial(keep, path)
-                return watch_twin(operation, twin.get_submodule(within), see)
-
-            self._told.update(self._measure(record))
+            self._told.update(self._measure(recorder_of(operation, self._path)))
             self._told.setdefault((path, kind, False), [])
 
     def _measure(self, record: Recorder = _record) -> Told[Seen]:

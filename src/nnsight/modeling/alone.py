@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from nnsight.capture.traceback import warn
-from nnsight.envoy.batch_axis import BatchAxis, Told, measure
+from nnsight.envoy.batch_axis import BatchAxis, Told, measure, recorder_of
+from nnsight.envoy.operations import Operation
 from nnsight.interleave.batching import Batch
 from nnsight.interleave.location import Location
 from nnsight.interleave.rows import Even, Rows, Share, Uneven
@@ -37,6 +38,8 @@ class Seeing(Batch):
     path: str = field(kw_only=True)  # of the module, in its tree
     texts: tuple[str, ...] = field(kw_only=True)  # paths of modules below that see text only
     invokes: Sequence[tuple[Rows, Call]] = field(kw_only=True)  # each with its call if it is alone
+    # what was measured of each invoke: of all modules (None), and of operations by their path
+    told: dict[str | None, list[Told[Shape]]] = field(default_factory=dict, compare=False)
 
     def share(self, value: torch.Tensor, location: Location, leaf: int) -> Share | None:
         if not value.ndim or not value.shape[0]:
@@ -46,22 +49,43 @@ class Seeing(Batch):
         if getattr(type(location.owner), "between_steps", False):
             return Even()
         path = location.owner.path[len(self.path) + 1 :]
-        if value.shape[0] == self.total and self._is_text(path) and not axis.doubtful:
+        text = self._is_text(path)
+        if text and value.shape[0] == self.total and not axis.doubtful:
             return Even()
-        return self._measured(axis.key(location), leaf, value.shape, axis.step() > 0)
+        later = axis.step() > 0
+        told = [self._alone(location, leaf, visit) for visit in (later, not later)]
+        if text and (each := self._of_each_row(value.shape, told)):
+            return Even(each)
+        return self._measured(value.shape, told)
 
     def _is_text(self, path: str) -> bool:
         return any(path == text or path.startswith(f"{text}.") for text in self.texts)
 
-    def _measured(
-        self, at: tuple[str, str], leaf: int, shape: torch.Size, later: bool
-    ) -> Share | None:
+    def _of_each_row(self, shape: torch.Size, told: Sequence[Sequence[Shape]]) -> int:
+        """How much of the first dimension is a row's, where rows are padded; 0 if that is open.
+
+        It is as much as the longest row has alone. The mask of the padding no invoke has alone
+        (in its place may be another value, of other dimensions): it has a row for each.
+        """
+        each, rest = divmod(shape[0], self.total)
+        if rest:
+            return 0
+        for shapes in told:
+            alone = [
+                (own, rows) for own, (rows, _) in zip(shapes, self.invokes, strict=True) if own
+            ]
+            alike = all(own[1:] == shape[1:] for own, _ in alone)
+            if alone and alike and max(own[0] / rows.size for own, rows in alone) == each:
+                return each
+        like = any(len(own) == len(shape) for shapes in told for own in shapes)
+        return int(each == 1 and not like)
+
+    def _measured(self, shape: torch.Size, told: Sequence[Sequence[Shape]]) -> Share | None:
         """Whose is what, by the dimension in which the invokes alone have as much together.
 
         That is the first, or else one besides which all are as they are alone: a model may have its
         queries in front, and run a module more than once with values of unlike shapes.
         """
-        told = [self._alone(at, leaf, visit) for visit in (later, not later)]
         usual = [alone or other for alone, other in zip(*told, strict=True)]
         if not any(usual):
             return None
@@ -75,9 +99,11 @@ class Seeing(Batch):
                     return share
         return None
 
-    def _alone(self, at: tuple[str, str], leaf: int, later: bool) -> list[Shape]:
+    def _alone(self, location: Location, leaf: int, later: bool) -> list[Shape]:
         """The shape of a leaf in each invoke alone; empty where it has none, as without images."""
-        known = (shapes.get((*at, not later), []) for shapes in self._shapes)
+        assert isinstance(self.varies, BatchAxis)
+        at = (*self.varies.key(location), later)
+        known = (shapes.get(at, []) for shapes in self._shapes(location.owner))
         return [shapes[leaf] if leaf < len(shapes) else () for shapes in known]
 
     def _end_to_end(self, shapes: Sequence[Shape], dim: int, length: int) -> Share | None:
@@ -89,11 +115,18 @@ class Seeing(Batch):
             start += size
         return Uneven(own, dim) if start == length else None
 
-    @functools.cached_property
-    def _shapes(self) -> list[Told[Shape]]:
-        """Of each invoke, the shapes of the values when it runs alone."""
+    def _shapes(self, owner: Any) -> list[Told[Shape]]:
+        """Of each invoke alone, the shapes of the values of modules, or of an operation."""
+        operation = owner if isinstance(owner, Operation) else None
+        key = None if operation is None else operation.path
+        if key not in self.told:
+            self.told[key] = self._measure_alone(operation)
+        return self.told[key]
+
+    def _measure_alone(self, operation: Operation | None) -> list[Told[Shape]]:
+        more = () if operation is None else (recorder_of(operation, self.path),)
         try:
-            return [measure(self.module, call(), _shape_of) for _, call in self.invokes]
+            return [measure(self.module, call(), _shape_of, *more) for _, call in self.invokes]
         except Exception as error:
             warn(
                 "these invokes have images, and to tell whose values are whose the model must be "
