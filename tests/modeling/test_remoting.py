@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -62,3 +63,52 @@ def test_few_ways_of_seeing_are_kept(model: LanguageModel):
     seen(model, path="p")
     kept = model._tree.memory["<seen>"]
     assert [path for path, *_ in kept] == list("ijklmnop")
+
+
+# --- weights that a server does not have ----------------------------------------------------------
+
+
+def told_of_weights(model: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        model.trace("Hello", remote="local")._offered = None  # nothing is sent before it is entered
+    assert all(w.filename == __file__ for w in given)
+    return [str(w.message) for w in given]
+
+
+def test_weights_as_they_were_read_are_not_spoken_of(model: LanguageModel):
+    model.half().to("cpu").requires_grad_(False)
+    with model.edit(inplace=True):
+        model.transformer.h[0].output *= 2
+    rows(model)
+    assert told_of_weights(model) == []
+
+
+def test_weights_that_were_changed_are(model: LanguageModel):
+    with torch.no_grad():
+        model._module.get_submodule("transformer.wte").weight.mul_(2)
+        model.transformer.h[1].mlp.c_fc._module.bias.zero_()
+    for _ in range(2):
+        (said,) = told_of_weights(model)
+        assert "`transformer.wte.weight` and of 1 more parameters were changed here" in said
+    with pytest.warns(UserWarning, match="were changed here after they were read"):
+        model.session(remote="local")._offered = None
+
+
+def test_weights_that_are_read_later_are_as_they_were_read(gpt2_folder: Any):
+    model = LanguageModel(gpt2_folder)
+    assert told_of_weights(model) == []
+    rows(model)
+    assert told_of_weights(model) == []
+    torch.nn.init.zeros_(model._module.get_submodule("lm_head").weight)
+    assert len(told_of_weights(model)) == 1
+
+
+def test_weights_of_an_object_are_spoken_of_once(gpt2_folder: Any):
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+    model = LanguageModel(network)
+    (said,) = told_of_weights(model)
+    assert "This GPT2LMHeadModel was given as an object, and its weights are not sent" in said
+    assert repr(str(gpt2_folder)) in said and told_of_weights(model) == []

@@ -103,6 +103,9 @@ class NNsight(Envoy):
         """
         raise load_errors.no_key(type(self._module).__name__)
 
+    def _before_remote(self) -> None:
+        """Warn of what a server does otherwise, before a block is sent to it."""
+
     _remote_settings = remoting.settings
     _with_remote_settings = remoting.with_settings
     _remote_parts = remoting.parts

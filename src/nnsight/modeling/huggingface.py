@@ -13,6 +13,7 @@ from nnsight.modeling.base import NNsight
 from nnsight.modeling.loading import Loaded, Loader, loader
 from nnsight.modeling.meta import is_meta
 from nnsight.modeling.names_report import NamesReport
+from nnsight.modeling.own_weights import AsRead
 from nnsight.modeling.self_check import check_names
 from nnsight.modeling.tasks import task_of
 from nnsight.remote import model_key as keys
@@ -60,6 +61,7 @@ class HuggingFaceModel(NNsight):
 
     _loader: Loader
     _dispatched: bool
+    _as_read: AsRead
     _checks_names: bool
     _usual_task: str | None = None  # what its models are for where their class serves several tasks
     _kind_on_servers = keys.TRANSFORMERS
@@ -113,6 +115,7 @@ class HuggingFaceModel(NNsight):
 
     def _opened(self) -> None:
         """What is left to do when all of `__init__` is done; a subclass calls it at its end."""
+        self._as_read = AsRead(self._module, isinstance(self._loader, Loaded))
         if self._checks_names and self._dispatched:
             self.check_names()
 
@@ -192,6 +195,11 @@ class HuggingFaceModel(NNsight):
         repo_id, task = keys.canonical(str(self.repo_id)), keys.usual_task(self._task)
         remote_code = self._loader.remote_code
         return str(ModelKey(repo_id, self.revision, task, remote_code, self._kind_on_servers))
+
+    def _before_remote(self) -> None:
+        """Warn if what a server has is not what is here."""
+        if self.repo_id is not None:  # otherwise it is refused
+            self._as_read.warn_if_others_run(self._module, self.repo_id)
 
     @classmethod
     def from_model_key(cls, model_key: str, **options: Any) -> Self:

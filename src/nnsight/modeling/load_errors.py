@@ -275,6 +275,23 @@ def adapter_of_loaded(adapter: str) -> ValueError:
     )
 
 
+def changed_weights(names: Sequence[str], repo_id: str) -> str:
+    more = f" and of {len(names) - 1} more parameters" if len(names) > 1 else ""
+    return (
+        f"The values of `{names[0]}`{more} were changed here after they were read. They are not "
+        f"sent: this block runs with the weights that {repo_id!r} has there. Make the change in "
+        "the block or as an edit, or run the block here."
+    )
+
+
+def weights_of_object(kind: str, repo_id: str) -> str:
+    return (
+        f"This {kind} was given as an object, and its weights are not sent: the block runs with "
+        f"those that {repo_id!r} has there. If they are the same, open the model by that name; if "
+        "not, run the block here."
+    )
+
+
 def key_of_adapted(kind: str) -> ValueError:
     return ValueError(
         f"This {kind} has an adapter, which no key names: a server would run the model without it. "

@@ -32,6 +32,8 @@ class Remote:
         """
         if is_serving():  # this code came over the wire: where it runs is where it was sent
             return run_here
+        if self.job_id is None:
+            model._before_remote()
         if self.remote == "local":
             from nnsight.remote.simulate import LocalSimulationBackend
 
