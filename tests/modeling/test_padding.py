@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from typing import Any
 
 import numpy
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given as forall
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from nnsight import LanguageModel
 from nnsight.modeling.format import format_of
 from nnsight.modeling.inputs import batch, count_rows
 from nnsight.modeling.tokenizer import LazyTokenizer
@@ -185,6 +188,72 @@ def test_a_mask_may_cover_keys_and_values_of_earlier_tokens():
     kwargs = call(given([[5]], attention_mask=mask, past_key_values=past), "gpt2")
     assert kwargs["attention_mask"] is mask and kwargs["past_key_values"] is past
     assert "position_ids" not in kwargs
+
+
+GOING_ON = ([5, 6], [7, 8, 9, 10])
+
+
+def behind(family: str, beginning: list[list[int]]) -> tuple[LanguageModel, Any]:
+    """A model, and its cache of the beginning of a prompt."""
+    model = LanguageModel(model_of(family))
+    with torch.no_grad(), model.trace(beginning):
+        past = model.output.past_key_values.save()
+    return model, past
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
+def test_a_mask_of_the_tokens_does_not_hide_the_cache_in_front_of_them(family):
+    model, past = behind(family, [[11, 12, 13]])
+    for more in GOING_ON:
+        mask = torch.ones(1, len(more), dtype=torch.long)
+        encoding = {"input_ids": torch.tensor([more]), "attention_mask": mask}
+        with model.trace(encoding, past_key_values=copy.deepcopy(past)):
+            logits = model.output.logits.save()
+        expected = model_of(family)(torch.tensor([[11, 12, 13, *more]])).logits[:, 3:]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_prompts_of_unequal_lengths_go_on_from_a_cache(family):
+    model, past = behind(family, [[11, 12, 13], [11, 12, 13]])
+    found = []
+    with model.trace(GOING_ON, past_key_values=copy.deepcopy(past)):
+        found.append(model.output.logits.save())
+    with model.trace(past_key_values=copy.deepcopy(past)) as tracer:
+        with tracer.invoke(GOING_ON[0]):
+            one = model.output.logits
+        with tracer.invoke(GOING_ON[1]):
+            found.append(torch.cat([one, model.output.logits]).save())
+    for logits in found:
+        for row, more in zip(logits, GOING_ON, strict=True):
+            expected = model_of(family)(torch.tensor([[11, 12, 13, *more]])).logits[0, 3:]
+            torch.testing.assert_close(row[-len(more) :], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_empty_cache_is_as_none():
+    model = LanguageModel(model_of("gpt2"))
+    with model.trace(GOING_ON, past_key_values=transformers.DynamicCache()):
+        logits = model.output.logits.save()
+    expected = model_of("gpt2")(torch.tensor([GOING_ON[0]])).logits[0]
+    torch.testing.assert_close(logits[0, -2:], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_between_a_cache_and_a_prompt_is_told_of_where_layers_look_back_so_far():
+    settings = {"vocab_size": 290, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    settings |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+    config = transformers.MistralConfig(**settings, sliding_window=3)
+    model = LanguageModel(transformers.MistralForCausalLM(config).eval())
+    with model.trace([[11, 12, 13], [11, 12, 13]]):
+        past = model.output.past_key_values.save()
+    with (
+        pytest.warns(UserWarning, match="row 0 of the batch may have other numbers"),
+        model.trace(GOING_ON, past_key_values=past),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

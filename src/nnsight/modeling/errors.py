@@ -473,3 +473,11 @@ def changed_late(where: str) -> str:
         "place after the block had asked for another value. The model had gone on by then: the "
         "change came too late. Change it before the next line that asks for a value."
     )
+
+
+def padding_in_window(model: str, window: int, rows: list[int]) -> str:
+    return (
+        f"{model} has layers that look back at {window} tokens, and of those is the padding "
+        f"between the cache and a shorter prompt: row {', '.join(map(str, rows))} of the batch may "
+        "have other numbers than alone. Give it prompts of equal length, or one at a time."
+    )

@@ -13,6 +13,39 @@ from nnsight.modeling import errors, generation_errors
 from nnsight.modeling.format import Format
 from nnsight.modeling.padding import Fields, leading_padding, length_of, positions
 
+PAST = "past_key_values"
+"""The cache of keys and values of earlier tokens, in a call."""
+
+
+def past_length(params: Mapping[str, Any]) -> int | None:
+    """How many tokens a cache that goes along holds; 0 without one, None if it does not say."""
+    past = params.get(PAST)
+    if past is None:
+        return 0
+    length = getattr(past, "get_seq_length", lambda: None)()
+    known = has_values(length) if isinstance(length, torch.Tensor) else length is not None
+    return int(length) if known else None
+
+
+def put_behind_past(fields: Fields, past: int | None, format: Format) -> None:
+    """Let tokens see the `past` of them that a cache holds.
+
+    A decoder wants a mask over both. One that is as long as the tokens, as a tokenizer makes it,
+    would hide the cache.
+    """
+    mask = fields.get("attention_mask")
+    if not past or mask is None or not format.causal or format.generates:
+        return
+    if mask.ndim != 2 or mask.shape[1] != length_of(fields) or not has_values(mask):
+        return
+    if not mask[:, 0].all():
+        if format.takes_positions and "position_ids" not in fields:
+            fields["position_ids"] = positions(mask, format.first_position + past)
+        if format.window is not None:
+            padded = leading_padding(mask).nonzero().flatten().tolist()
+            warn(errors.padding_in_window(type(format.module).__name__, format.window, padded))
+    fields["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], past), mask], dim=1)
+
 
 def put_positions_right(fields: Fields, format: Format) -> None:
     """Add `position_ids` where padding at the start would shift the positions of a decoder."""

@@ -84,6 +84,11 @@ class Format:
         return any(_setting(self.module, name) is not None for name in _TOKENS_OF_IMAGES)
 
     @property
+    def window(self) -> int | None:
+        """How many tokens some layer looks back at, where those are not all."""
+        return _setting(self.module, "sliding_window")
+
+    @property
     def predicts_next(self) -> bool:
         """Whether the loss shifts the labels: each position is scored on the token after it."""
         name = type(self.module).__name__

@@ -17,11 +17,14 @@ from nnsight import nested
 from nnsight.envoy.keywords import without_retired
 from nnsight.modeling import embeds, errors, limits, prompts, sights
 from nnsight.modeling.fitting import (
+    PAST,
     check_ids,
     check_length,
     drop_needless_mask,
     drop_needless_types,
     has_values,
+    past_length,
+    put_behind_past,
     put_positions_right,
     put_types_right,
 )
@@ -127,7 +130,9 @@ def batch(inputs: Sequence[Given], format: Format) -> tuple[tuple[Any, ...], dic
     if replaced:
         params |= embeds.beside(replaced, rows, fields, params, format)
     check_ids(fields, format)
-    if params.get("past_key_values") is None:
+    past = past_length(params)
+    put_behind_past(fields, past, format)
+    if past == 0:
         put_positions_right(fields, format)
         put_types_right(fields, format)
         check_length(fields, params, format)
@@ -190,7 +195,8 @@ def spread(
     for name, value in settings.items():
         own = format.generates or name in named or any(name in names for names in told)
         by_row = name in FILLS or nested.first_tensor(value) is not None
-        (each if own and not by_row else whole)[name] = value
+        read = name == PAST  # each input goes behind it
+        (each if read or (own and not by_row) else whole)[name] = value
     late = {name for others in shared[1:] for name in others}.union(FOR_READING)
     if not format.generates:
         dropped = {name: whole[name] for name in whole if name in late}
@@ -253,7 +259,7 @@ def _read(
                 raise errors.empty_input(piece[main])
         fields = join(pieces, format, "item")
     beside = {name: _beside(name, value, fields, format, options) for name, value in named.items()}
-    continued = named.get("past_key_values") is not None
+    continued = named.get(PAST) is not None
     per_row = {
         name: _fitting(name, tensor, fields, continued, format)
         for name, tensor in beside.items()
