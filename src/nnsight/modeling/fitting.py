@@ -22,9 +22,10 @@ def past_length(params: Mapping[str, Any]) -> int | None:
     past = params.get(PAST)
     if past is None:
         return 0
-    length = getattr(past, "get_seq_length", lambda: None)()
-    known = has_values(length) if isinstance(length, torch.Tensor) else length is not None
-    return int(length) if known else None
+    length: Any = getattr(past, "get_seq_length", lambda: None)()
+    if length is None or (isinstance(length, torch.Tensor) and not has_values(length)):
+        return None
+    return int(length)
 
 
 def put_behind_past(fields: Fields, past: int | None, format: Format) -> None:
