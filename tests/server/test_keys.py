@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -69,6 +70,14 @@ def test_every_path_needs_a_key(locked: Locked):
     assert locked.post("result = b'1'").status_code == 401
     for path in ("/", "/ping", "/connected", "/docs"):
         assert locked.get(path).status_code == 200
+
+
+def test_a_path_that_is_added_needs_a_key_too(locked: Locked):
+    table = locked.get("/docs").text
+    paths = re.findall(r"<code>(GET|POST|DELETE)</code><td><code>(.*?)</code>", table)
+    assert len(paths) >= 14 and ("GET", "/jobs") in paths
+    opened = {path for method, path in paths if locked.call(method, path).status_code != 401}
+    assert opened == {"/", "/ping", "/connected", "/docs"}
 
 
 def test_jobs_of_another_key_are_not_there(locked: Locked):

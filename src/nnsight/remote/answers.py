@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 import requests
 
@@ -44,10 +46,14 @@ def begin_of(answer: requests.Response) -> int | None:
 
 
 def retry_after(answer: requests.Response) -> float:
-    """The seconds that a server asks to wait, of a minute at most."""
+    """The seconds that a server asks to wait, of a minute at most: so many, or until a date."""
+    asked = answer.headers.get("Retry-After", "")
     try:
-        seconds = float(answer.headers.get("Retry-After", ""))
-    except ValueError:
+        if asked[:1].isalpha():
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        else:
+            seconds = float(asked)
+    except (ValueError, OverflowError):
         return 0.0
     return min(seconds, 60.0) if seconds > 0 else 0.0  # it may be no number, or any
 

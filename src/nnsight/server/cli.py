@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--body", type=int, default=usual.body // MIB, help="MiB of a request")
     parser.add_argument("--result", type=int, default=usual.result // MIB, help="MiB of a result")
     parser.add_argument("--prints", type=int, default=usual.prints, help="lines of a job")
+    parser.add_argument("--print-bytes", type=int, default=usual.print_bytes, help="of all lines")
     parser.add_argument("--queue", type=int, default=usual.queue, help="waiting jobs per model")
     parser.add_argument("--jobs-per-key", type=int, default=usual.jobs_per_key)
     parser.add_argument("--ttl", type=float, default=usual.ttl, help="seconds that results stay")
@@ -149,6 +150,7 @@ def limits_of(options: argparse.Namespace) -> Limits:
         result=options.result * MIB,
         seconds=options.seconds,
         prints=options.prints,
+        print_bytes=options.print_bytes,
         queue=options.queue,
         jobs_per_key=options.jobs_per_key,
         ttl=options.ttl,
