@@ -331,6 +331,12 @@ def test_moving_returns_the_envoy(model: NNsight):
     assert model.to(torch.float64) is model and model.trunk.h[0].scale.dtype == torch.float64
     assert model.cpu() is model and model.device == torch.device("cpu")
     assert model.devices == {torch.device("cpu")}
+    assert model.eval() is model and not model.training
+    assert model.half().trunk.train() is model.trunk and model.trunk.training
+    assert (
+        model.float().requires_grad_(False) is model
+        and model.trunk.h[0].scale.dtype == torch.float32
+    )
     assert NNsight(nn.ReLU()).device is None and NNsight(nn.ReLU()).devices == set()
 
 

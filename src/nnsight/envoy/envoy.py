@@ -15,7 +15,7 @@ from nnsight.envoy import aliases, classes, editing, handoff, older, show
 from nnsight.envoy.arguments import checked_inputs, first_input, with_first_input
 from nnsight.envoy.classes import Envoys
 from nnsight.envoy.keywords import signature_names, without_retired
-from nnsight.envoy.method import Method, is_traceable, loaded_first
+from nnsight.envoy.method import Method, called, is_traceable
 from nnsight.envoy.operations import source_of
 from nnsight.envoy.traced import Traced
 from nnsight.envoy.tree import Node, Tree, first_parameter, row_zero
@@ -304,7 +304,7 @@ class Envoy(Traced):
             self._before_change()
             return getattr(self._module, name)
         if isinstance(value, MethodType) and value.__self__ is self._module:
-            return loaded_first(self, value) if self._awaits_weights() else value
+            return called(self, value)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:

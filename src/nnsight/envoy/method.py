@@ -27,9 +27,7 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_entered():
             return self._envoy.trace(*args, fn=self._method.__name__, **kwargs)
-        if self._envoy._awaits_weights():
-            return loaded_first(self._envoy, self._method)(*args, **kwargs)
-        return self._method(*args, **kwargs)
+        return called(self._envoy, self._method)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_method" not in self.__dict__:
@@ -40,16 +38,22 @@ class Method:
         return repr(self._method)
 
 
-def loaded_first(envoy: Any, method: MethodType) -> Callable[..., Any]:
-    """`method` of a module that awaits its weights: a call loads them, and is made on the loaded.
+def called(envoy: Any, method: MethodType) -> Callable[..., Any]:
+    """`method` of a module as its envoy has it.
 
-    What a method did to the module before would be lost with it.
+    Of a module that awaits its weights a call loads them, and is made on the loaded: what a method
+    did to the module before would be lost with it. A method that returns the module, as `eval()`
+    and `half()` do, returns the envoy, so that `model = model.eval()` is what it says.
     """
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        envoy._before_change()
-        return getattr(envoy._module, method.__name__)(*args, **kwargs)
+        own = method
+        if envoy._awaits_weights():
+            envoy._before_change()
+            own = getattr(envoy._module, method.__name__)
+        value = own(*args, **kwargs)
+        return envoy if value is envoy._module else value
 
     return call
 
