@@ -217,6 +217,21 @@ def test_rows_of_beams_are_rows(family):
     assert shapes == [((6, 7), (6, 7)), ((6, 1), (6, 1))]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_scan_of_a_mixture_has_the_shapes_of_its_trace(dtype):
+    model = LanguageModel(copy.deepcopy(module_of("mixtral")).to(dtype))
+    with model.scan(ids()):
+        probs, stream = model.layers[1].router.probs.shape, model.layers[1].resid_post
+        logits = model.output.logits
+        scanned = [(tuple(probs), stream.dtype), (tuple(stream.shape), logits.dtype)]
+    with model.trace(ids()):
+        probs = model.layers[1].router.probs.shape
+        stream = model.layers[1].resid_post
+        traced = [(tuple(probs), stream.dtype), (tuple(stream.shape), model.output.logits.dtype)]
+        traced.save()
+    assert scanned == traced
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "mixtral"])
 def test_flattened_tokens_are_split_at_each_step(family):

@@ -58,6 +58,9 @@ class Fakes(FakeTensorMode):
         args = tuple(_each(self.fake, arg) for arg in args)  # torch remembers what it did for fakes
         if kwargs:
             kwargs = {name: self._on_cpu(_each(self.fake, arg)) for name, arg in kwargs.items()}
+        if func is _GROUPED and args[0].dtype != torch.bfloat16:
+            with self:
+                return _grouped(*args, **kwargs)
         try:
             return super().__torch_dispatch__(func, types, args, kwargs)
         except _LACKS_NUMBERS:
@@ -65,6 +68,26 @@ class Fakes(FakeTensorMode):
 
     def _on_cpu(self, value: Any) -> Any:
         return _CPU if isinstance(value, torch.device) and value.type == "meta" else value
+
+
+_GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)  # newer torch
+
+
+def _grouped(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    offs: Any = None,
+    bias: Any = None,
+    out_dtype: Any = None,
+) -> torch.Tensor:
+    """A product of groups of rows, as mixtures of experts have it.
+
+    torch computes it in every floating dtype, and refuses all but one for tensors without numbers.
+    """
+    shape = [left.shape[-2], right.shape[-1]]
+    if left.ndim == right.ndim:
+        shape = [len(left if left.ndim == 3 else offs), *shape]
+    return left.new_empty(shape, dtype=out_dtype)
 
 
 def _each(change: Any, value: Any) -> Any:
