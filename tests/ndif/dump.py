@@ -17,7 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 import torch
 
 from nnsight import LanguageModel
-from nnsight.remote import environment, ndif08_write
+from nnsight.remote import environment
+from nnsight.remote.ndif08 import write as ndif08_write
 from tests.ndif import cases
 
 

@@ -3,7 +3,7 @@
 Run it with the Python of a venv that has `nnsight==0.8.1` and `transformers==5.15.0`, from a folder
 that holds a model's folder:
 
-    cd FOLDER && PYTHON .../tests/ndif/golden.py MODEL .../tests/remote/golden/ndif08
+    cd FOLDER && PYTHON .../tests/ndif/golden.py MODEL .../tests/remote/ndif08/golden/ndif08
 
 A small HTTP server stands where NDIF's would; it keeps the forms that are posted to it. Two things
 are changed in what is kept: folders of this machine are cut off the names of files, and the texts

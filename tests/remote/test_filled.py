@@ -15,7 +15,7 @@ import nnsight
 from nnsight import LanguageModel
 from nnsight.remote.environment import is_local
 from nnsight.remote.errors import NotSendableError
-from nnsight.remote.ndif08_write import write
+from nnsight.remote.ndif08.write import write
 from tests.conftest import make_gpt2_folder
 from tests.remote.through import ThroughBytes
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from nnsight.remote import answers, ask, connection, environment, ndif08_connection
+from nnsight.remote import answers, ask, connection, environment
 from nnsight.remote.client import RemoteBackend
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.errors import PayloadError, RefusedError, RemoteError, RemoteTimeoutError
-from nnsight.remote.ndif08_connection import NdifConnection
+from nnsight.remote.ndif08 import connection as ndif08_connection
+from nnsight.remote.ndif08.connection import NdifConnection
 from nnsight.remote.service_errors import ServiceError
 from nnsight.remote.spoken import speaks_ndif
 

@@ -8,7 +8,7 @@ import pytest
 import requests
 import websocket
 
-from nnsight.remote.ndif08_result import binary_event
+from nnsight.remote.ndif08.result import binary_event
 from tests.server.running import MODEL, PATIENCE, SLEEP, Server
 
 

@@ -11,23 +11,16 @@ import msgspec
 from nnsight.capture.traceback import note
 from nnsight.capture.tracer import Tracer
 from nnsight.config import CONFIG, Secret
-from nnsight.remote import (
-    asynchronous,
-    changes,
-    environment,
-    errors,
-    ndif08_failure,
-    ndif08_result,
-    ndif08_write,
-    payload,
-    results,
-)
+from nnsight.remote import asynchronous, changes, environment, errors, payload, results
 from nnsight.remote.connection import Connection
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.display import Display
 from nnsight.remote.failure import error_of, raise_through
 from nnsight.remote.messages import COMPLETED, ERROR, LOG, Event, Failure
-from nnsight.remote.ndif08_connection import NdifConnection
+from nnsight.remote.ndif08 import failure as ndif08_failure
+from nnsight.remote.ndif08 import result as ndif08_result
+from nnsight.remote.ndif08 import write as ndif08_write
+from nnsight.remote.ndif08.connection import NdifConnection
 from nnsight.remote.spoken import speaks_ndif
 from nnsight.remote.warned import give_again
 

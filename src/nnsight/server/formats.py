@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnsight.remote import ndif08
+from nnsight.remote.ndif08.format import FORMAT, Ndif08
 from nnsight.remote.perform import Format, Ours
 
 
@@ -13,6 +13,6 @@ def format_of(name: str, compress: bool = True) -> Format:
         name: `nnsight/1`, `ndif/8` or `ndif/8+zstd`.
         compress: whether a result of our own format is shrunk.
     """
-    if name.startswith(ndif08.FORMAT):
-        return ndif08.Ndif08(name.endswith("+zstd"))
+    if name.startswith(FORMAT):
+        return Ndif08(name.endswith("+zstd"))
     return Ours(compress)

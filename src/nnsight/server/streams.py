@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nnsight.remote.messages import COMPLETED, Event
-from nnsight.remote.ndif08_result import write_end
+from nnsight.remote.ndif08.result import write_end
 from nnsight.server.events import line
 from nnsight.server.intake import NDIF
 from nnsight.server.keys import Key

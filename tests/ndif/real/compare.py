@@ -17,7 +17,7 @@ import torch
 
 import nnsight
 from nnsight import CONFIG
-from nnsight.remote.ndif08_connection import NdifConnection
+from nnsight.remote.ndif08.connection import NdifConnection
 from tests.ndif import cases
 from tests.ndif.client import difference
 from tests.ndif.real.extra import EXTRA

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from nnsight import LanguageModel
-from nnsight.remote import ndif08
+from nnsight.remote.ndif08.format import FORMAT, Ndif08
 from nnsight.server.sandbox.process import Bounds, Nursery
 from tests.conftest import make_gpt2_folder
 from tests.ndif import cases
 from tests.ndif.client import difference
-from tests.remote.test_ndif08_read import GOLDEN, plain, read
+from tests.remote.ndif08.test_read import GOLDEN, plain, read
 from tests.server.sandbox.conftest import MAKE
 
 
@@ -37,7 +37,7 @@ class Recorded:
 
     def __call__(self, tracer: Any) -> None:
         content = self.requests.pop(0).read_bytes()
-        format = f"{ndif08.FORMAT}+zstd"
+        format = f"{FORMAT}+zstd"
         outcome = self.nursery.perform(content, self.model, self.printed.append, format)
         assert outcome.failure is None, outcome.failure.as_text()
         assert outcome.result is not None
@@ -51,8 +51,8 @@ def read_nowhere_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any) -> Any:
         raise AssertionError("a request was read beside the weights")
 
-    monkeypatch.setattr(ndif08.Ndif08, "arrived", refuse)
-    monkeypatch.setattr(ndif08.Ndif08, "result", refuse)
+    monkeypatch.setattr(Ndif08, "arrived", refuse)
+    monkeypatch.setattr(Ndif08, "result", refuse)
 
 
 @pytest.mark.usefixtures("read_nowhere_here")
@@ -74,6 +74,6 @@ def test_a_request_that_would_run_code_is_refused_in_the_guest(apart: Any) -> No
     model, nursery = apart
     evil = b"\x80\x04cos\nsystem\n(S'touch /tmp/reached'\ntR."
     for content in (evil, plain("trace")[:-40], b"", b"\x80\x04" + bytes(200)):
-        outcome = nursery.perform(content, model, print, ndif08.FORMAT)
+        outcome = nursery.perform(content, model, print, FORMAT)
         assert outcome.failure is not None and outcome.failure.type == "PayloadError"
     assert not Path("/tmp/reached").exists()

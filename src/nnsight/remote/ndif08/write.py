@@ -1,6 +1,6 @@
 """Writing a request of NDIF 0.8: the pickle that its own client would send for the same block.
 
-The counterpart of `ndif08_read.py`. What that client's objects look like in a message was seen in
+The counterpart of `read.py`. What that client's objects look like in a message was seen in
 messages of the published 0.8.1; our own classes do not look like them, they are described as such.
 A class of the user's travels as a function that makes it, so no bytecode is sent, and client and
 server may have different releases of Python.
@@ -31,8 +31,8 @@ from nnsight.capture.source import FUTURES, read_again
 from nnsight.capture.tracer import Tracer
 from nnsight.remote.errors import NotSendableError, not_a_trace, other_model
 from nnsight.remote.model import Remotable
-from nnsight.remote.ndif08_pickle import Made, Name, Pid
-from nnsight.remote.ndif08_pickler import pickler_with
+from nnsight.remote.ndif08.pickle import Made, Name, Pid
+from nnsight.remote.ndif08.pickler import pickler_with
 from nnsight.remote.payload import Request
 from nnsight.remote.refuse import refuse_block
 from nnsight.traces.edit import MODEL, TRACER, BlockBody, Edit, Place

@@ -21,7 +21,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any, ClassVar, Protocol
 
 from nnsight.remote.errors import PayloadError, damaged
-from nnsight.remote.ndif08_pickle import Made
+from nnsight.remote.ndif08.pickle import Made
 
 _CP = "cloudpickle.cloudpickle."
 

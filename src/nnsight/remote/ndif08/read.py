@@ -1,6 +1,6 @@
 """Reading a request of NDIF 0.8, which is a pickle of its client's own objects.
 
-The pickle is read as a graph (`ndif08_pickle.py`), and from the graph is made what the block needs
+The pickle is read as a graph (`pickle.py`), and from the graph is made what the block needs
 and nothing else: of the client's model only the places that the block names, of its functions and
 classes their source. Classes of that client are known here by their names, in one table. What is
 not in the table and belongs to it is refused with a sentence; other names are those of packages,
@@ -23,8 +23,8 @@ from nnsight.capture.portable import Taken
 from nnsight.capture.tracer import Tracer
 from nnsight.remote.errors import PayloadError, damaged, too_large
 from nnsight.remote.model import Remotable
-from nnsight.remote.ndif08_pickle import Made, Name, graph_of, parts_of
-from nnsight.remote.ndif08_values import Values, unknown
+from nnsight.remote.ndif08.pickle import Made, Name, graph_of, parts_of
+from nnsight.remote.ndif08.values import Values, unknown
 from nnsight.remote.payload import Arrived
 from nnsight.remote.shown import Show, shown_texts
 from nnsight.traces.edit import MODEL, TRACER, BlockBody, Edit, Place

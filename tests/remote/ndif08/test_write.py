@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from nnsight import LanguageModel
-from nnsight.remote import environment, ndif08_write
+from nnsight.remote import environment
 from nnsight.remote.errors import NotSendableError
-from nnsight.remote.ndif08 import Ndif08
+from nnsight.remote.ndif08 import write as ndif08_write
+from nnsight.remote.ndif08.format import Ndif08
 from nnsight.remote.perform import perform
 from tests.ndif import cases
 from tests.ndif.client import difference
-from tests.remote.test_ndif08_read import model, read
+from tests.remote.ndif08.test_read import model, read
 
 __all__ = ["model"]
 

@@ -21,15 +21,16 @@ import requests
 import websocket
 
 from nnsight.config import CONFIG
-from nnsight.remote import errors, line, ndif08_link
+from nnsight.remote import errors, line
 from nnsight.remote.answers import BUSY, CONNECT, cancelled, detail_of, see_that_it_can_be_asked
 from nnsight.remote.ask import is_address, key_header, reason
 from nnsight.remote.deadline import PATIENCE, Deadline
 from nnsight.remote.line import BROKEN
 from nnsight.remote.messages import Event
-from nnsight.remote.ndif08_link import pause
-from nnsight.remote.ndif08_result import FILE, binary_event
-from nnsight.remote.ndif08_socket import Socket
+from nnsight.remote.ndif08 import link
+from nnsight.remote.ndif08.link import pause
+from nnsight.remote.ndif08.result import FILE, binary_event
+from nnsight.remote.ndif08.socket import Socket
 from nnsight.version import __version__
 
 SILENCE = 60.0
@@ -318,7 +319,7 @@ class NdifConnection:
             data = data[0]
         if not isinstance(data, str) or not is_address(data):
             raise errors.not_understood(self.host)
-        return ndif08_link.fetched(data, self._linked, self._left, self.host, self.job, progress)
+        return link.fetched(data, self._linked, self._left, self.host, self.job, progress)
 
     def _linked(self, url: str, headers: dict[str, str]) -> requests.Response:
         """What a link leads to; it needs no key, and may be of another host: none is sent."""

@@ -1,6 +1,6 @@
 """Writing pickles that name what this process does not have: NDIF 0.8's own classes and functions.
 
-The counterpart of `ndif08_pickle.py`: whoever writes says for an object which `Name`, `Pid` or
+The counterpart of `pickle.py`: whoever writes says for an object which `Name`, `Pid` or
 `Made` stands for it, and those are written as if they had been imported and called.
 """
 
@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from nnsight.remote.ndif08_pickle import Made, Name, Pid
+from nnsight.remote.ndif08.pickle import Made, Name, Pid
 
 _Python: Any = pickle._Pickler  # type: ignore[attr-defined] # of the two, the one to be told how
 StandIn = Callable[[Any], Any]

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 import nnsight
-from nnsight.remote import environment, ndif08_connection, ndif08_result
+from nnsight.remote import environment
 from nnsight.remote.client import RemoteBackend
 from nnsight.remote.deadline import Deadline
 from nnsight.remote.errors import PayloadError, RemoteError, RemoteTimeoutError
 from nnsight.remote.failure import error_of
-from nnsight.remote.ndif08_connection import NdifConnection, _event
-from nnsight.remote.ndif08_failure import failure_of
+from nnsight.remote.ndif08 import connection as ndif08_connection
+from nnsight.remote.ndif08 import result as ndif08_result
+from nnsight.remote.ndif08.connection import NdifConnection, _event
+from nnsight.remote.ndif08.failure import failure_of
 from nnsight.remote.spoken import speaks_ndif
 from tests.remote.double import ENV, Double
 

@@ -15,9 +15,9 @@ import zstandard
 from nnsight.remote import data_only
 from nnsight.remote.errors import NotSendableError, PayloadError, damaged
 from nnsight.remote.messages import Event
-from nnsight.remote.ndif08_pickle import Made, Name, graph_of
-from nnsight.remote.ndif08_pickler import StandIn, pickler_with
-from nnsight.remote.ndif08_read import unpacked
+from nnsight.remote.ndif08.pickle import Made, Name, graph_of
+from nnsight.remote.ndif08.pickler import StandIn, pickler_with
+from nnsight.remote.ndif08.read import unpacked
 from nnsight.traces.cache import Cache
 from nnsight.traces.recording import Store
 

@@ -1,4 +1,4 @@
-"""The values in a request of NDIF 0.8, made from its graph (`ndif08_pickle.py`)."""
+"""The values in a request of NDIF 0.8, made from its graph (`pickle.py`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from nnsight.capture.saving import save
-from nnsight.remote import ndif08_classes
 from nnsight.remote.code_reading import objects
 from nnsight.remote.errors import PayloadError, damaged
 from nnsight.remote.model import Remotable
-from nnsight.remote.ndif08_pickle import Made, Name, Pid
+from nnsight.remote.ndif08 import classes
+from nnsight.remote.ndif08.pickle import Made, Name, Pid
 from nnsight.remote.shown import Show
 from nnsight.traces.session import session
 
@@ -46,7 +46,7 @@ class Values:
         self.makers: dict[str, Callable[[Made], Any]] = {
             "nnsight.intervention.serialization._load_function": self._function,
             "torch.storage._load_from_bytes": _storage,
-            **ndif08_classes.makers(self),
+            **classes.makers(self),
         }
 
     def is_known(self, node: Made) -> bool:
@@ -159,9 +159,7 @@ class Values:
         given = [dict(_pairs_of(call)) for call in node.later if _fills(call)]
         cell = any("__class__" in names for names in given)
         self.show(str(filename), int(lineno), str(text))
-        function = ndif08_classes.function_of(
-            str(text), str(name), str(filename), int(lineno), cell
-        )
+        function = classes.function_of(str(text), str(name), str(filename), int(lineno), cell)
         self.made[id(node)] = function
         function.__defaults__ = self.value(defaults)
         function.__kwdefaults__ = self.value(keywords)

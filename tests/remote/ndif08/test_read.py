@@ -20,10 +20,10 @@ import torch
 import zstandard
 
 from nnsight import LanguageModel
-from nnsight.remote import ndif08_read
 from nnsight.remote.errors import PayloadError
-from nnsight.remote.ndif08 import Ndif08
-from nnsight.remote.ndif08_pickle import graph_of
+from nnsight.remote.ndif08 import read as ndif08_read
+from nnsight.remote.ndif08.format import Ndif08
+from nnsight.remote.ndif08.pickle import graph_of
 from nnsight.remote.perform import perform
 from tests.conftest import make_gpt2_folder
 from tests.ndif import cases

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from nnsight.remote import ndif08_read, ndif08_result
 from nnsight.remote.messages import Warned
 from nnsight.remote.model import Remotable
+from nnsight.remote.ndif08 import read, result
 from nnsight.remote.payload import Arrived
 
 FORMAT = "ndif/8"
@@ -22,7 +22,7 @@ class Ndif08:
     compressed: bool = True
 
     def arrived(self, body: Any, model: Remotable) -> AbstractContextManager[Arrived]:
-        return ndif08_read.arrived(body, model, compressed=self.compressed)
+        return read.arrived(body, model, compressed=self.compressed)
 
     def result(
         self,
@@ -31,4 +31,4 @@ class Ndif08:
         model: Remotable,
         warned: Sequence[Warned],
     ) -> bytes:
-        return ndif08_result.write(names, self.compressed)
+        return result.write(names, self.compressed)
