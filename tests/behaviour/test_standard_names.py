@@ -15,6 +15,7 @@ from tests.conftest import hooks_on
 from tests.modeling.named import ids, module_of
 
 from nnsight import LanguageModel
+from nnsight.modeling.options import transformers_version
 from nnsight.toolbox.facts import fact_pairs, facts_folder
 
 PROMPT = "The Eiffel Tower is in the city of"
@@ -217,6 +218,7 @@ def test_rows_of_beams_are_rows(family):
     assert shapes == [((6, 7), (6, 7)), ((6, 1), (6, 1))]
 
 
+@pytest.mark.skipif(transformers_version() < (5, 0), reason="there the numbers say who runs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_scan_of_a_mixture_has_the_shapes_of_its_trace(dtype):
     model = LanguageModel(copy.deepcopy(module_of("mixtral")).to(dtype))
