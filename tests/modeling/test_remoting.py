@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -112,3 +114,10 @@ def test_weights_of_an_object_are_spoken_of_once(gpt2_folder: Any):
     (said,) = told_of_weights(model)
     assert "This GPT2LMHeadModel was given as an object, and its weights are not sent" in said
     assert repr(str(gpt2_folder)) in said and told_of_weights(model) == []
+
+
+def test_a_copy_does_not_speak_for_the_model(model: LanguageModel):
+    twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    torch.nn.init.zeros_(model._module.get_submodule("lm_head").weight)
+    assert [told_of_weights(twin) for twin in twins] == [[], []]
+    assert len(told_of_weights(model)) == 1

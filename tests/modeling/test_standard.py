@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from nnsight import LanguageModel, OutsideTraceError
+from nnsight import LanguageModel, OutOfOrderError, OutsideTraceError
 from tests.conftest import hooks_on
 from tests.modeling.named import DECODERS, NAMED, ONE_STACK, config_of, given, ids, module_of
 
@@ -240,6 +240,38 @@ def test_the_probabilities_of_a_router_are_made_from_its_logits(family):
 
 
 # --- writes ---------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_asked_for_too_late_is_named():
+    module = module_of("llama")
+    model = LanguageModel(module)
+    with pytest.raises(OutOfOrderError) as caught, model.trace(**given(module)):
+        model.output.logits.sum()
+        model.layers[1].attn.pattern.sum().save()
+    assert caught.value.__notes__ == ["(That is where `model.layers[1].attn.pattern` is read.)"]
+    with pytest.raises(OutOfOrderError) as caught, model.trace(**given(module)):
+        model.output.logits.sum()
+        model.layers[1].resid_post = 0
+    assert caught.value.__notes__ == ["(That is where `model.layers[1].resid_post` is written.)"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_probabilities_that_were_read_can_be_assigned(family):
+    module = module_of(family)
+    model = LanguageModel(module)
+    turned = torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(2, 7, 4)
+    with model.trace(**given(module)):
+        model.layers[1].router.probs = turned
+        alone = model.output.logits.save()
+    for flows in (False, True):  # a value through which gradients flow is put back in any case
+        module.requires_grad_(flows)
+        with model.trace(**given(module)):
+            before = model.layers[1].router.probs
+            before *= 2
+            model.layers[1].router.probs = before * 0 + turned
+            behind_a_read = model.output.logits.save()
+        module.requires_grad_(False)
+        torch.testing.assert_close(behind_a_read, alone)
 
 
 @pytest.mark.parametrize("family", ONE_STACK)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -38,7 +37,7 @@ class Method:
         return repr(self._method)
 
 
-def called(envoy: Any, method: MethodType) -> Callable[..., Any]:
+def called(envoy: Any, method: MethodType) -> MethodType:
     """`method` of a module as its envoy has it.
 
     Of a module that awaits its weights a call loads them, and is made on the loaded: what a method
@@ -46,8 +45,8 @@ def called(envoy: Any, method: MethodType) -> Callable[..., Any]:
     and `half()` do, returns the envoy, so that `model = model.eval()` is what it says.
     """
 
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(method.__func__)
+    def call(_: Any, *args: Any, **kwargs: Any) -> Any:
         own = method
         if envoy._awaits_weights():
             envoy._before_change()
@@ -55,7 +54,7 @@ def called(envoy: Any, method: MethodType) -> Callable[..., Any]:
         value = own(*args, **kwargs)
         return envoy if value is envoy._module else value
 
-    return call
+    return MethodType(call, method.__self__)
 
 
 def is_traceable(module: Module, name: str, value: Any) -> bool:

@@ -466,6 +466,14 @@ def seeds_for_prompts(count: int, prompts: int) -> ValueError:
     )
 
 
+def read_there(name: str) -> str:
+    return f"(That is where `{name}` is read.)"
+
+
+def written_there(name: str) -> str:
+    return f"(That is where `{name}` is written.)"
+
+
 def changed_late(where: str) -> str:
     """A copy of a value that a block changed when it was no longer the model's."""
     return (

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import ref
+from collections.abc import Iterator
 
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from nnsight.capture.traceback import warn
 from nnsight.modeling.load_errors import changed_weights, weights_of_object
@@ -21,13 +20,18 @@ class AsRead:
 
     def __init__(self, module: Module, given: bool) -> None:
         # PyTorch counts what is done to a tensor in place, for autograd
-        named = ((n, p) for n, p in module.named_parameters() if not p.is_inference())
-        self._versions = [(name, ref(parameter), parameter._version) for name, parameter in named]
+        self._versions = {path: (id(weight), weight._version) for path, weight in _of(module)}
         self._given = given
 
     def warn_if_others_run(self, module: Module, name: str) -> None:
         """Warn that a server runs the weights of `name`, if those of `module` may be others."""
-        changed = [path for path, there, then in self._versions if _later(there(), then)]
+        # other tensors than then say nothing: offloading replaces them, and so does a copy
+        changed = [
+            path
+            for path, weight in _of(module)
+            if self._versions.get(path, (0, 0))[0] == id(weight)
+            and self._versions[path][1] != weight._version
+        ]
         if changed:
             warn(changed_weights(changed, name))
         elif self._given:
@@ -35,6 +39,6 @@ class AsRead:
             warn(weights_of_object(type(module).__name__, name))
 
 
-def _later(parameter: Any, then: int) -> bool:
-    # what is no longer there says nothing: offloading puts other tensors in its place
-    return parameter is not None and parameter._version != then
+def _of(module: Module) -> Iterator[tuple[str, Parameter]]:
+    found = module.named_parameters()
+    return ((path, weight) for path, weight in found if not weight.is_inference())

@@ -18,9 +18,10 @@ from weakref import ref
 
 import torch
 
-from nnsight.capture.traceback import warn
+from nnsight.capture.traceback import note, warn
 from nnsight.envoy.arguments import first_input, with_first_input
 from nnsight.interleave import request
+from nnsight.interleave.errors import MissedProviderError
 from nnsight.interleave.location import INPUT, Location
 from nnsight.interleave.request import Pin, here
 from nnsight.interleave.value import View
@@ -31,6 +32,9 @@ Look = Callable[[torch.Tensor], torch.Tensor]
 
 class Spot(Protocol):
     """Where a standard name leads to."""
+
+    @property
+    def name(self) -> str: ...
 
     def read(self) -> torch.Tensor: ...
 
@@ -53,10 +57,22 @@ class Point:
         self.name = name
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
-        return self if owner is None else owner._spot(self.name).read()
+        if owner is None:
+            return self
+        spot = owner._spot(self.name)
+        try:
+            return spot.read()
+        except MissedProviderError as error:  # it names a place inside the model
+            note(error, errors.read_there(spot.name))
+            raise
 
     def __set__(self, owner: Any, value: Any) -> None:
-        owner._spot(self.name).write(value)
+        spot = owner._spot(self.name)
+        try:
+            spot.write(value)
+        except MissedProviderError as error:
+            note(error, errors.written_there(spot.name))
+            raise
 
     def asked(self, owner: Any) -> tuple[Location, View] | None:
         """Where a block that goes on without the value asks for it; None where it has to wait."""
@@ -275,6 +291,16 @@ def held(
     worker: Any = request.current(location)
     worker.unfinished.append(_Held(location, view, put, always).put_back)
     return view
+
+
+def let_go(location: Location) -> None:
+    """Put nothing back of what a block was given at `location`: it assigns something else there."""
+    worker: Any = request.current(location)
+    worker.unfinished = [
+        each
+        for each in worker.unfinished
+        if not isinstance(of := each.__self__, _Held) or of.location != location
+    ]
 
 
 def _tell_late(view: ref[torch.Tensor], held: _Held) -> None:

@@ -13,7 +13,7 @@ from nnsight.interleave import request
 from nnsight.interleave.location import OUTPUT, Location
 from nnsight.modeling import errors
 from nnsight.modeling.calls import calls_of
-from nnsight.modeling.points import Spot, Value, by_row, fitting, held
+from nnsight.modeling.points import Spot, Value, by_row, fitting, held, let_go
 
 
 def probabilities_of(router: Any, above: Any, name: str) -> Spot:
@@ -56,7 +56,9 @@ class Chosen:
         return held(location, seen, self._put, always=flows)
 
     def write(self, value: Any) -> None:
-        seen = self._seen(request.read(Location(self.choice, OUTPUT)))
+        place = Location(self.choice, OUTPUT)
+        let_go(place)
+        seen = self._seen(request.read(place))
         self._put(fitting(self.name, value, seen))
 
     def _seen(self, raw: Any) -> torch.Tensor:

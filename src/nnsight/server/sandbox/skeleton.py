@@ -16,6 +16,7 @@ from torch.nn import Module
 
 from nnsight.capture.libraries import is_installed
 from nnsight.capture.traceback import is_hidden
+from nnsight.envoy import method
 from nnsight.interleave.request import here
 from nnsight.server.sandbox.errors import changes_model
 
@@ -45,13 +46,13 @@ class Elsewhere(Protocol):
 def _asked_by_block() -> bool:
     """Whether code of a block reads here, with nothing but torch between: `model.parameters()`."""
     frame = sys._getframe(2)
-    while frame.f_code.co_filename.startswith((_TORCH, __file__)) and frame.f_back is not None:
+    while frame.f_code.co_filename.startswith(_BETWEEN) and frame.f_back is not None:
         frame = frame.f_back
     name = frame.f_code.co_filename
     return not is_hidden(name) and not is_installed(name)
 
 
-_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_BETWEEN = (os.path.join(os.path.dirname(torch.__file__), ""), __file__, method.__file__)
 
 
 class _Fetching(dict[str, Any]):
