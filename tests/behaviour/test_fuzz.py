@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIRST = int(os.environ.get("NNSIGHT_FUZZ_FIRST", "0"))
 ASKED = os.environ.get("NNSIGHT_FUZZ")
 SEEDS = {
-    kind: int(ASKED or few) for kind, few in {"blocks": 800, "verbs": 300, "wire": 100}.items()
+    kind: int(ASKED or few) for kind, few in {"blocks": 400, "verbs": 160, "wire": 60}.items()
 }
 PROCESSES = 2
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}

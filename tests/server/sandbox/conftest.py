@@ -11,7 +11,7 @@ from tests.server.sandbox.apart import Sandbox
 MAKE = "tests.server.sandbox.apart:language_model"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sandbox(gpt2_folder: Path) -> Iterator[Sandbox]:
     """A model, and sandboxes for the blocks that are given to it."""
     sandbox = Sandbox(LanguageModel(gpt2_folder, dispatch=True), MAKE, gpt2_folder)
