@@ -47,7 +47,7 @@ def test_what_one_run_finds_out_the_next_knows(
 def test_edits_of_one_are_not_those_of_the_next(model: LanguageModel):
     one = seen(model, path="llm")
     with one.edit(inplace=True):
-        one.transformer.h[0].output *= 2
+        one.transformer.h[0].mlp.output *= 2
     other = seen(model, path="llm")
     assert len(one.edits) == 1 and len(other.edits) == len(model.edits) == 0
     assert torch.equal(rows(other), rows(model)) and not torch.equal(rows(one), rows(model))
@@ -81,7 +81,7 @@ def told_of_weights(model: Any) -> list[str]:
 def test_weights_as_they_were_read_are_not_spoken_of(model: LanguageModel):
     model.half().to("cpu").requires_grad_(False)
     with model.edit(inplace=True):
-        model.transformer.h[0].output *= 2
+        model.transformer.h[0].mlp.output *= 2
     rows(model)
     assert told_of_weights(model) == []
 

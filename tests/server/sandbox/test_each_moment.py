@@ -76,7 +76,7 @@ def everything(model: Any, at: Any) -> tuple[torch.Tensor, ...]:
             with loss.backward():
                 gradient = late.grad.save()
         with tracer.invoke(TWO):
-            mean = model.transformer.h[2].output.mean().save()
+            mean = model.transformer.h[2].mlp.output.mean().save()
     return early, gradient, mean
 
 
@@ -84,7 +84,7 @@ def generation(model: Any, at: Any) -> tuple[torch.Tensor, ...]:
     with model.generate(ONE, max_new_tokens=3, backend=at) as tracer:
         logits = [].save()
         for _ in tracer.iter[:]:
-            model.transformer.h[1].output *= 1.5
+            model.transformer.h[1].mlp.output *= 1.5
             logits.append(model.lm_head.output[:, -1])
         result = tracer.result.save()
     return result, *logits
