@@ -18,9 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = int(os.environ.get("NNSIGHT_FUZZ_FIRST", "0"))
 ASKED = os.environ.get("NNSIGHT_FUZZ")
-SEEDS = {
-    kind: int(ASKED or few) for kind, few in {"blocks": 400, "verbs": 160, "wire": 60}.items()
-}
+SEEDS = {kind: int(ASKED or few) for kind, few in {"blocks": 400, "verbs": 160, "wire": 60}.items()}
 PROCESSES = 2
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
