@@ -10,6 +10,7 @@ from torch import nn
 
 import nnsight
 from nnsight import NeverCalledError, NNsight, OutOfOrderError
+from nnsight.traces.trace import Trace
 from tests.behaviour.small import Network
 from tests.conftest import hooks_on
 
@@ -296,6 +297,15 @@ def test_an_invoke_that_no_with_enters_says_so(model):
             with tracer.invoke(X):
                 y = model.output.save()
     assert torch.equal(y, model._module(X)) and len(given) == 1
+
+
+def test_a_tracer_that_could_not_be_made_says_nothing_more(model):
+    class Picky(Trace):
+        def __init__(self, *given: object) -> None:
+            raise TypeError("not so")
+
+    with pytest.raises(TypeError, match="not so"):  # what is ignored in `__del__` fails a test
+        model.trace(X, tracer_cls=Picky)
 
 
 def test_a_trace_that_is_entered_or_run_says_nothing(model):

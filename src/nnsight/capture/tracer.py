@@ -192,6 +192,8 @@ class Tracer:
     """
 
     deferred = False  # whether the block runs later than its `with` is left
+    # until it is entered; of the class, as one whose `__init__` failed is dropped too
+    _offered: tuple[str, str, int] | None = None
 
     def __init__(self, backend: Backend | None = None) -> None:
         self.backend: Backend = backend or run_here
@@ -203,7 +205,6 @@ class Tracer:
         self.pending: Any = None  # what is awaited before its names are bound
         self._undo: Undo | None = None
         self._wrapped = False
-        self._offered: tuple[str, str, int] | None = None  # until it is entered
 
     def offered(self: T, what: str) -> T:
         """Itself, for the user to enter; dropped without that, it says that nothing ran.
